@@ -1,0 +1,46 @@
+# make demo · make test · make lab · make pretrained   (each does its own set-up in .venv)
+PYTHON ?= python3
+CORPUS ?= tales
+CONFIG ?= configs/train_small.yaml
+ARGS   ?=
+
+BIN   := .venv/bin
+SETUP := $(wildcard settings.ini setup.py constraints.txt)
+
+.PHONY: demo test lab pretrained clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        train a small model and look at what it writes (CORPUS=stdlib, CORPUS=my.txt)"
+	@echo "make lab         open the lessons in JupyterLab"
+	@echo "make test        run everything that proves the course"
+	@echo "make pretrained  train the bundled model of data/pretrained anew"
+
+# One stamp a set of extras: what is installed already is not looked at again until the requirements change.
+.venv/.installed-%: $(SETUP)
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(if $(filter-out core,$*),[$*])"
+	@touch $@
+
+demo: .venv/.installed-core
+	$(BIN)/llm_tokenize --config $(CONFIG) $(DEMO)
+	$(BIN)/llm_train --config $(CONFIG) --fresh plot=loss.png $(DEMO)
+	$(BIN)/llm_eval --config $(CONFIG) $(DEMO)
+	@echo 'Now try:  $(BIN)/llm_generate "One day, Mia"'
+
+DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest -q -n 2 tests $(ARGS)
+
+lab: .venv/.installed-lab
+	$(BIN)/jupyter lab nbs/00_corpus.ipynb
+
+pretrained: .venv/.installed-core
+	$(BIN)/llm_tokenize --config configs/pretrained.yaml
+	$(BIN)/llm_train --config configs/pretrained.yaml --fresh
+	$(BIN)/python -c "from llm_course.cli import bundle; bundle('data/runs/pretrained', 'data/pretrained')"
+
+clean:
+	rm -rf .venv build dist *.egg-info data/processed data/tokenizer data/runs loss.png
