@@ -1,0 +1,63 @@
+"What the tests of commands share: a folder to run in, and how to call a command in it."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = """\
+corpus: {source: "tales:400"}
+tokenizer: {vocab_size: 600}
+model: {n_layers: 2, n_heads: 2, d_model: 32, max_seq_len: 256}
+train: {max_steps: 40, batch_size: 4, seq_len: 256, warmup_steps: 2, eval_every: 20, eval_batches: 2}
+save_every: 5
+eval: {documents: 10, stories: 4, show: 6}
+"""
+
+
+class Shell:
+    "Run the installed commands in one folder, as a person would."
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+
+    def command(self, name, *args): return [str(Path(sys.executable).parent / name), *map(str, args)]
+
+    def start(self, name, *args):
+        return subprocess.Popen(self.command(name, *args), cwd=self.folder, env=self.env, text=True,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def __call__(self, name, *args, input=""):
+        "(exit code, standard output, standard error)"
+        run = subprocess.run(self.command(name, *args), cwd=self.folder, env=self.env, timeout=300,
+                             input=input if isinstance(input, bytes) else input.encode(), capture_output=True)
+        return run.returncode, run.stdout.decode(), run.stderr.decode()
+
+    def ok(self, name, *args, **kwargs):
+        code, out, err = self(name, *args, **kwargs)
+        assert code == 0, out + err
+        return out
+
+    def refused(self, name, *args, **kwargs):
+        "The one sentence with which a command refuses its input."
+        code, out, err = self(name, *args, **kwargs)
+        assert code == 2 and "Traceback" not in err and err.count("\n") == 1, (code, out, err)
+        return err
+
+
+@pytest.fixture
+def shell(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return Shell(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    "A shell in a folder where llm_tokenize has run."
+    folder = tmp_path_factory.mktemp("tokenized")
+    (folder / "tiny.yaml").write_text(TINY)
+    shell = Shell(folder)
+    shell.ok("llm_tokenize", "--config", "tiny.yaml")
+    return shell

@@ -1,0 +1,174 @@
+"The four commands from a shell: the whole road, interruptions, and bad input."
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from llm_course.checkpoint import load_model
+from llm_course.corpus import Tales
+
+TRAIN = ("llm_train", "--config", "tiny.yaml")
+
+
+def steps(run): return sorted(p.name for p in run.glob("step-*"))
+
+
+def losses(run): return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(path, process, seconds=120):
+    "Wait until `path` exists while the process lives."
+    end = time.time() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.time() < end, process.communicate()
+        time.sleep(0.02)
+
+
+def name_run(shell, name):
+    "Another run over the same data."
+    for kind in ("tokenizer", "processed"):
+        target = shell.folder / "data" / kind / name
+        if not target.exists(): shutil.copytree(shell.folder / "data" / kind / "tales", target)
+    return shell.folder / "data" / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def straight(tokenized):
+    "An undisturbed run, to compare others with."
+    run = name_run(tokenized, "straight")
+    if not run.exists(): tokenized.ok(*TRAIN, "name=straight")
+    return run
+
+
+def test_the_whole_road(tokenized, straight):
+    assert (straight / "loss.png").stat().st_size > 5000 and len(losses(straight)) == 40
+    said = tokenized.ok("llm_eval", "--model", straight)
+    assert "nats a story" in said and said.count("[not valid, new]") + said.count("[valid, new]") == 6
+    assert "temperature 0.8" in said and "temperature 1.0" in said
+    written = tokenized.ok("llm_generate", "--model", straight, "Long ago", "sample.max_new_tokens=9", "sample.seed=3")
+    assert written.startswith("Long ago") and written == tokenized.ok("llm_generate", "--model", straight, "sample.max_new_tokens=9", "sample.seed=3", input="Long ago\n")
+
+
+def test_kill_then_resume_is_the_same_run(tokenized, straight):
+    run = name_run(tokenized, "killed")
+    process = tokenized.start(*TRAIN, "name=killed")
+    wait_for(run / "step-0000010" / "config.yaml", process)
+    process.kill()
+    process.wait()
+    assert steps(run)[-1] < "step-0000040"
+    tokenized.ok(*TRAIN, "name=killed", "--resume")
+    assert losses(run) == losses(straight)
+    ours, theirs = (load_model(folder)[0].state_dict() for folder in (run, straight))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tokenized, straight, number):
+    name = f"stopped{number}"
+    run = name_run(tokenized, name)
+    process = tokenized.start(*TRAIN, f"name={name}")
+    wait_for(run / "step-0000005" / "config.yaml", process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    line = out.strip().splitlines()[-1]
+    assert line.startswith("stopped; to go on: llm_train") and line.endswith("--resume")
+    command = line.partition(": ")[2].split()
+    tokenized.ok(*command)
+    assert losses(run) == losses(straight)
+
+
+def test_a_run_is_not_overwritten_unasked(tokenized, straight):
+    before = steps(straight)
+    assert "add --resume to go on, or --fresh" in tokenized.refused(*TRAIN, "name=straight")
+    assert steps(straight) == before
+
+
+def test_bad_corpus(shell):
+    folder = shell.folder
+    (folder / "empty.txt").write_text("")
+    (folder / "latin.txt").write_bytes(b"a" * 700 + b"\xe9")
+    (folder / "short.txt").write_text("\n\n".join(f"Line {i}. " + "word " * 60 for i in range(40)))
+    assert "no corpus at 'nowhere.txt'" in shell.refused("llm_tokenize", "corpus.source=nowhere.txt")
+    assert "'empty.txt' is empty" in shell.refused("llm_tokenize", "corpus.source=empty.txt")
+    assert "latin.txt is not UTF-8 text: byte 700 is 0xe9" in shell.refused("llm_tokenize", "corpus.source=latin.txt")
+    assert not list(folder.glob("data/processed/*/*"))
+    short = ("corpus.source=short.txt", "tokenizer.vocab_size=270", "train.seq_len=100000", "model.max_seq_len=100000")
+    shell.ok("llm_tokenize", *short)
+    assert "fewer than one sequence" in shell.refused("llm_train", *short)
+
+
+def test_bad_settings(shell):
+    assert "did you mean 'train.max_steps'" in shell.refused("llm_train", "train.max_stpes=3")
+    assert "could not be converted to Integer" in shell.refused("llm_train", "train.max_steps=soon")
+    assert "no config at" in shell.refused("llm_train", "--config", "nothing.yaml")
+    assert "d_model" in shell.refused("llm_train", "model.d_model=30")
+    assert "run llm_tokenize" in shell.refused("llm_train")
+
+
+def test_a_tokenizer_that_does_not_belong(tokenized, straight):
+    folder = name_run(tokenized, "mixed")
+    other = ("--config", "tiny.yaml", "name=other", "corpus.source=tales:300")
+    tokenized.ok("llm_tokenize", *other)
+    tokens = tokenized.folder / "data" / "tokenizer"
+    shutil.rmtree(tokens / "mixed")
+    shutil.copytree(tokens / "other", tokens / "mixed")
+    assert "another tokenizer" in tokenized.refused(*TRAIN, "name=mixed") and not folder.exists()
+    broken = tokenized.folder / "foreign"
+    shutil.copytree(straight / steps(straight)[-1], broken)
+    shutil.copy(tokens / "other" / "merges.txt", broken)
+    assert "merges.txt" in tokenized.refused("llm_generate", "--model", broken)
+
+
+def test_damaged_checkpoint(tokenized, straight):
+    broken = tokenized.folder / "broken"
+    shutil.copytree(straight / steps(straight)[-1], broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in tokenized.refused("llm_generate", "--model", broken)
+    (broken / "config.yaml").write_text("format: [")
+    assert "config.yaml" in tokenized.refused("llm_eval", "--model", broken)
+    assert "does not exist" in tokenized.refused("llm_generate", "--model", "nothing")
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(tokenized, straight):
+    run = name_run(tokenized, "full")
+    run.mkdir(parents=True)
+    shutil.copytree(straight / "step-0000010", run / "step-0000010")
+    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "-", *tokenized.command(*TRAIN, "name=full", "--resume")]
+    done = subprocess.run(limited, cwd=tokenized.folder, env=tokenized.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "disk full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert steps(run) == ["step-0000010"] and not list(run.glob(".tmp*"))
+    tokenized.ok(*TRAIN, "name=full", "--resume")
+    assert losses(run)[-30:] == losses(straight)[-30:]
+
+
+def test_generate_reads_any_prompt(tokenized, straight):
+    generate = ("llm_generate", "--model", straight, "sample.max_new_tokens=5")
+    long = " ".join(Tales().generate(20))
+    code, out, err = tokenized(*generate, input=long)
+    assert code == 0 and out.startswith(long) and "it sees the last 128" in err
+    assert tokenized.ok(*generate, "Ünïcødé 🦔 <|endoftext|>").startswith("Ünïcødé 🦔 <|endoftext|>")
+    assert "standard input is not UTF-8 text: byte 1" in tokenized.refused(*generate, input=b"a\xff")
+    assert "in quotes" in tokenized.refused(*generate, "two", "prompts")
+    assert "temperature" in tokenized.refused(*generate, "sample.temperature=-1")
+
+
+def test_other_text_and_other_tokenizers(shell):
+    (shell.folder / "my.txt").write_text("\n\n".join(f"Café number {i} is {'open' if i % 3 else 'shut'} today. " * 8 for i in range(300)))
+    for kind in ("char", "sentencepiece", "bpe"):
+        settings = ("corpus.source=my.txt", f"name={kind}", f"tokenizer.kind={kind}", "tokenizer.vocab_size=300", "--config", "tiny.yaml",
+                    "train.max_steps=4", "eval.show=2")
+        shell.ok("llm_tokenize", *settings)
+        shell.ok("llm_train", *settings)
+        assert "bits per byte" in shell.ok("llm_eval", *settings)
+        assert shell.ok("llm_generate", "Café", "sample.max_new_tokens=4").startswith("Café")
+
+
+@pytest.mark.parametrize("name", ["llm_tokenize", "llm_train", "llm_eval", "llm_generate"])
+def test_help(shell, name):
+    said = shell.ok(name, "--help")
+    assert said.startswith(f"usage: {name}") and "--config" in said
