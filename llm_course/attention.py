@@ -151,7 +151,7 @@ def _head_sizes(d_model: int, n_heads: int, n_kv_heads: int | None) -> tuple[int
     if n_kv_heads < 1 or n_heads % n_kv_heads: raise ValueError(f"n_heads={n_heads} is not a multiple of n_kv_heads={n_kv_heads}; choose a divisor of n_heads.")
     return n_heads, n_kv_heads, d_model // n_heads
 
-# %% ../nbs/02_attention.ipynb #262674a4
+# %% ../nbs/02_attention.ipynb #f76014bc
 class MultiHeadAttention(nn.Module):
     "Several attentions side by side, each over its own slice of the channels (Vaswani et al. 2017; grouped-query: Ainslie et al. 2023)."
 
@@ -162,17 +162,21 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(d_model, (n_heads + 2 * self.n_kv_heads) * self.d_head, bias=bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
+        if qk_norm: self.q_gain, self.k_gain = nn.Parameter(torch.full((self.d_head,), 2.0)), nn.Parameter(torch.ones(self.d_head))
 
     def project(self, x: Tensor, positions: Tensor | RopeTables | None = None, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         "x (B, T, C) to q (B, H, T, D), k and v (B, H_kv, T, D); `positions` (T,), (B, T) or their tables, None: from `start` on."
         heads = self.qkv(x).unflatten(-1, (-1, self.d_head))  # (B, T, H + 2 H_kv, D)
         qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        if self.qk_norm: qk = F.rms_norm(qk, (self.d_head,), eps=1e-6)
+        if self.qk_norm: qk = F.rms_norm(qk, (self.d_head,), eps=1e-6) * self._gains()
         if self.rope_theta is not None:
             if positions is None: positions = torch.arange(start, start + x.shape[1], device=x.device)
             cos, sin = rope_tables(positions, self.d_head, self.rope_theta) if isinstance(positions, Tensor) else positions
             qk = rotate(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))  # the same angle in every head
         return *(heads.transpose(1, 2) for heads in qk.split((self.n_heads, self.n_kv_heads), dim=2)), v.transpose(1, 2)
+
+    def _gains(self) -> Tensor:  # (H + H_kv, D)
+        return torch.cat([self.q_gain.expand(self.n_heads, -1), self.k_gain.expand(self.n_kv_heads, -1)])
 
     def forward(self, x: Tensor, positions: Tensor | RopeTables | None = None, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         q, k, v = self.project(x, positions, 0 if cache is None else cache.length)

@@ -346,7 +346,7 @@ def _train_arguments(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     args = parser.parse_intermixed_args(argv)
     return args, load_config(args.config, args.settings)
 
-# %% ../nbs/90_cli.ipynb #c94fdac2
+# %% ../nbs/90_cli.ipynb #72e7f532
 @command
 def llm_train(argv: list[str]) -> int:
     "Train on what llm_tokenize wrote; checkpoints, metrics.jsonl and loss.png go to data/runs/NAME."
@@ -358,7 +358,7 @@ def llm_train(argv: list[str]) -> int:
     model = GPT(config.model)
     model.to(c.device)
     optimizer, batches = make_optimizer(model, c), Batches(data, c.batch_size, c.seq_len, seed=c.seed)
-    valid = Batches(held_out, c.batch_size, c.seq_len, shuffle=False, epochs=1)
+    valid = Batches(held_out, c.batch_size, c.seq_len, epochs=1)
     start = _new_or_resumed(run, args.resume, args.fresh, model, optimizer, batches)
     print(f"model       {parameter_count(model):,} parameters, from step {start:,} to {c.max_steps:,}, "
           f"about {c.max_steps * c.grad_accum_steps / batches.batches_per_epoch:.2f} epochs of {data.n_targets:,} targets")
@@ -468,14 +468,16 @@ def llm_generate(argv: list[str]) -> None:
     for piece in chain([prompt], pieces): print(piece, end="", flush=True)
     print()
 
-# %% ../nbs/90_cli.ipynb #14edef6a
+# %% ../nbs/90_cli.ipynb #00e9a6b8
 def bundle(run: str | Path, folder: str | Path) -> Path:
-    "Copy a run's latest checkpoint without its training state, its loss curve, and each tenth record to `folder`."
+    "Keep of a run its latest model in bfloat16, half the size, without its training state; its loss curve; each tenth record."
     checkpoint, run, folder = resolve_checkpoint(run), Path(run), Path(folder)
+    model, tokenizer = load_model(checkpoint)
+    config = read_config(checkpoint)
+    saved = save_checkpoint(run / "bundle", config["step"], model.bfloat16(), tokenizer, config=config)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in checkpoint.iterdir():
-        if path.is_file(): shutil.copy(path, folder)
-    if (run / "loss.png").is_file(): shutil.copy(run / "loss.png", folder)
+    for path in [*saved.iterdir(), run / "loss.png"]: shutil.copy(path, folder)
+    shutil.rmtree(run / "bundle")
     records = [r for r in read_metrics(run) if r["step"] % 10 == 0 or "valid_loss" in r]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return folder

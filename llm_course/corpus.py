@@ -71,7 +71,7 @@ def compile_template(
     if end < len(text): open_forks[0][0].append(text[end:])
     return tuple(open_forks[0][0])
 
-# %% ../nbs/00_corpus.ipynb #b502bd32
+# %% ../nbs/00_corpus.ipynb #9ecb6ed0
 _GIRLS = "Mia Lily Anna Nora Ruby Ella Clara Rosa Maya Ivy June Zoe".split()
 _BOYS = "Tom Ben Max Leo Sam Finn Otto Jack Noah Theo Hugo Oscar".split()
 _SHE = {*_GIRLS, *"Daisy Pepper Coco Dot Hazel Clover".split()}
@@ -89,7 +89,6 @@ WORDS = {
     "dish": "cake soup pie pudding stew tart salad".split(),
     "outdoors": "garden park forest meadow".split(),
     "vessel": "jar bowl basket bag bucket mug tin pot box".split(),
-    "tool": "glue string tape wire wool paint wax clay".split(),
     "happy": "happy glad proud cheerful pleased merry".split(),
     "sad": "sad worried upset lonely gloomy cross".split(),
     "number": "two three four five six seven eight nine".split(),
@@ -122,94 +121,61 @@ WORDS |= {
     },
 }
 
-# %% ../nbs/00_corpus.ipynb #a865cc58
+# %% ../nbs/00_corpus.ipynb #c1157a3b
 PLOTS = {}
 PLOTS["lost"] = """
-{when:when}, {hero:child} was playing in the {place:place} with {hero.their} {look:look} {colour:colour} {thing:thing}.
-[{hero.They} loved it more than anything.|It was a present from {hero.their} {giver:family}.|{hero.They} had found it on {day:day}.]
-When it was time for {meal:meal}, {hero.they} [put|left|hid] the {thing} {spot:spot of place} and went home.
-After {meal}, {hero.they} could not remember where it was, and {hero.they} felt {sad:sad}.
-"Have you seen my {colour} {thing}?" {hero.they} asked {friend:child}.
-"No, but I will help you," {friend} [said|answered|promised]. They went back to the {place}.
-First they looked {wrong:spot of place}, but they found only {junk:junk}.
-Then {friend} looked {spot}, and there was the {look} {colour} {thing}!
-[{hero} hugged {friend.them}.|"Thank you, {friend}!" said {hero}.|Now {hero} was {happy:happy} again.]
+{when:when}, {hero:child} was playing in the {place:place} with a {colour:colour} {thing:thing}.
+[It was a present from {hero.their} {giver:family}.|{hero.They} had found it on {day:day}.|It was very {look:look}.]
+At {meal:meal} time {hero.they} left it {spot:spot of place} and went home.
+Later {hero.they} could not remember where it was, and {hero.they} felt {sad:sad}.
+"I will help you," said {friend:child}. They looked {wrong:spot of place}, but found only {junk:junk}.
+Then they looked {spot}, and there was the {colour} {thing}!
+["Thank you," said {hero}.|Now {hero} was {happy:happy} again.]
 """
 
-# %% ../nbs/00_corpus.ipynb #5475b42d
+# %% ../nbs/00_corpus.ipynb #dc3ac894
 PLOTS["swap"] = """
-{hero:child} had a {colour:colour} {thing:thing}, and {hero.their} friend {friend:child} had a {other_colour:colour} {other:thing}.
-{when:when}, they met in the {place:place}, {spot:spot of place}.
-"I like your {other}," said {hero}. "It is so {look:look}."
-"And I [like|love|want] your {thing}," said {friend}. "Shall we swap?"
-So {hero} gave {friend} the {colour} {thing}, and {friend} gave {hero} the {other_colour} {other}.
-At {meal:meal}, {hero}'s {family:family} asked, "Where is your {thing}?"
-"{friend} has it now," said {hero}, "and I have a {other_colour} {other}!"
-[{hero.Their} {family} laughed.|They were both {happy:happy} with the swap.|{hero} took it to bed that night.]
+{when:when}, {hero:child} met {friend:child} in the {place:place}, {spot:spot of place}.
+{hero} had a {colour:colour} {thing:thing}, and {friend} had a {other_colour:colour} {other:thing}.
+"What a {look:look} {other}!" said {hero}. "Shall we swap?" [They laughed|They shook hands|They thought for {number:number} minutes].
+So {hero} took the {other}, and {friend} took the {thing}. Both felt {happy:happy}.
+At {meal:meal} {hero} showed the {other_colour} {other} to {hero.their} {family:family}.
 """
 
-# %% ../nbs/00_corpus.ipynb #19fdea0c
+# %% ../nbs/00_corpus.ipynb #348df646
 PLOTS["birthday"] = """
-It was {friend:child}'s birthday on {day:day}, and {hero:child} wanted to give {friend.them} a {thing:thing}.
-{hero.They} counted {hero.their} coins. There were {number:number}. {hero.They} went to the market with {hero.their} {family:family}.
-It was a {sky:sky} day. There they saw a {wrong:colour} {thing} and a {colour:colour} {thing}.
-"Which one will {friend} like?" asked the {family}. "{friend.They} [loves|likes|always wears] {colour}," said {hero}.
-So {hero} paid {number} coins for the {colour} {thing} and [wrapped it in {wrap:colour} paper|put it in a {look:look} box].
-On {day}, {friend} opened it. "A {colour} {thing}!" {friend.they} cried. "Thank you, {hero}!"
-[{hero} felt {happy:happy}.|Then they ate {dish:dish} together.|It was the best present of all.]
+{when:when}, {hero:child} wanted a present for {friend:child}'s birthday on {day:day}.
+{hero.They} went to the market with {hero.their} {family:family} and {number:number} coins. It was a {sky:sky} day.
+There {hero.they} saw a {wrong:colour} {thing:thing} and a {colour:colour} {thing}. "{friend} likes {colour} best," said {hero}.
+So {hero.they} paid {number} coins and put it in a {look:look} {vessel:vessel}.
+On {day} {friend} opened the {vessel}. "A {colour} {thing}!" [{friend.they} cried|{friend.they} said|{friend.they} whispered]. "I am so {happy:happy}!"
 """
 
-# %% ../nbs/00_corpus.ipynb #b362e962
+# %% ../nbs/00_corpus.ipynb #ecc09dac
 PLOTS["storm"] = """
-On a {sky:sky} {day:day}, {hero:child}, {friend:child} and {third:child} went to the {place:outdoors} to {wish:wish}.
-[Soon|Suddenly|After a while] it began to rain. "We will get wet!" cried {third}.
-They ran and hid {spot:spot of place}. {hero} was {sad:sad}, because now they could not {wish}.
-"Let us tell stories," said {friend}. {hero} told a story about {dream:dream}, and {third} told one about {second:dream}.
-{friend} had some {food:food}, and they shared it. [At last|By and by|After {number:number} stories] the rain stopped.
-They came out from {spot} and could {wish} until {meal:meal}.
-At home, {hero} told {hero.their} {family:family} about {third}'s story and dreamed of {second} all night.
+On a {sky:sky} {day:day}, {hero:child} and {friend:child} went to the {place:outdoors} to {wish:wish}.
+[Soon|Suddenly|After a while] it began to rain, and they hid {spot:spot of place}. {hero} felt {sad:sad}.
+"Let us tell stories," said {friend}, and told one about {dream:dream}. They ate some {food:food} and waited.
+After {number:number} minutes the rain stopped, and they could {wish} until {meal:meal}.
+That night {hero} told {hero.their} {family:family} the story about {dream}.
 """
 
-# %% ../nbs/00_corpus.ipynb #dc3a4ae4
+# %% ../nbs/00_corpus.ipynb #675245c5
 PLOTS["cooking"] = """
-{when:when}, {hero:child} wanted to make a {dish:dish} for {hero.their} {family:family}.
-[The book said|You need|It takes] {first:food}, {second:food} and {third:food}. {hero} had {first} and {third}, but no {second}.
-So {hero.they} knocked at the door of {friend:child}. "Have you any {second}?" {hero.they} asked.
-"Yes, I have some in my {colour:colour} {vessel:vessel}," said {friend}. "May I help you to make the {dish}?"
-They mixed the {first}, the {second} and the {third}, and [waited|sang|danced] for {number:number} minutes.
-The {dish} was [{look:look}|good|sweet]. {hero.Their} {family} ate {pieces:number} pieces and felt {happy:happy}.
-{friend} took the last piece home in the {colour} {vessel}.
+{when:when}, {hero:child} wanted to make a {look:look} {dish:dish} for {hero.their} {family:family}.
+{hero.They} had {first:food} and {second:food}, but no {missing:food}. So {hero.they} knocked at the door of {friend:child}.
+"I have {missing} in my {colour:colour} {vessel:vessel}," said {friend}. "May I help you?"
+They [sang|danced|waited] for {minutes:number} minutes, until the {dish} was ready.
+It was good, and they were {happy:happy}. {friend} took {number:number} pieces home in the {colour} {vessel}.
 """
 
-# %% ../nbs/00_corpus.ipynb #d84145ac
+# %% ../nbs/00_corpus.ipynb #aa440c92
 PLOTS["runaway"] = """
-{hero:child} had a {colour:colour} {kind:kind} called {pet:pet}. [{pet.They} was {look:look} and quick.|Every day they played with a {thing:thing}.]
-{when:when}, the gate was open, and {pet} ran away. {hero} was very {sad:sad}.
-{hero.They} asked {friend:child}, "Have you seen a {colour} {kind}?" "I saw one in the {place:place}," said {friend}.
-{hero} ran to the {place} and called, "{pet}! {pet}!" It was {sky:sky} and still.
-{hero.They} looked {wrong:spot of place}, but found only {junk:junk}. [{hero.They} sat down and waited.|Nobody answered for {number:number} minutes.]
-Then {hero.they} heard {sound:sound of kind}. It came from {spot:spot of place}. There was {pet}, eating {food:food}!
-{hero} carried {pet.them} home, and {hero.their} {family:family} gave the {kind} more {food}.
-"""
-
-# %% ../nbs/00_corpus.ipynb #b9cc2f85
-PLOTS["repair"] = """
-{hero:child} let {friend:child} play with {hero.their} {colour:colour} {thing:thing}. [It was old and dear.|"Be careful," {hero.they} said.|It came from {hero.their} {giver:family}.]
-[One morning|One evening|On {day:day}] {friend} dropped it in the {place:place}, and it broke into {number:number} pieces.
-{friend} felt {sad:sad} and hid the {number} pieces {spot:spot of place}. That night {friend.they} could not sleep.
-In the morning {friend} told the truth. "I broke your {thing}," {friend.they} said. "The pieces are {spot}."
-{hero} was [quiet|silent] for a moment. "Thank you for telling me," {hero.they} said. "We can mend it with {tool:tool}."
-{friend} brought the {tool}, and {hero} found all {number} pieces. By {meal:meal} the {colour} {thing} was whole again, and {friend} was {happy:happy}.
-"""
-
-# %% ../nbs/00_corpus.ipynb #a4bc98b2
-PLOTS["race"] = """
-{first:pet} the {kind:kind} and {second:pet} the {other:kind} [lived|slept|met every day] in the {place:place}.
-{when:when}, {first} said, "I am faster than you!" "Let us race," said {second}, "from {start:spot of place} to {goal:spot of place}."
-{hero:child} gave the sign with a {colour:colour} {thing:thing}. {first} ran far ahead.
-[But {first} stopped to eat {food:food}, and {second} came {goal} and won. So {hero} gave the {thing} to {second}.|{first.They} smelled {food:food} but did not stop, came {goal} and won. So {hero} gave the {thing} to {first}.|But {second} ran faster and faster, came {goal} and won. So {hero} gave the {thing} to {second}.]
-"[Well done|Good race|What a race]!" said {hero}'s {family:family}, who had watched from {start} for {number:number} minutes.
-[{first} and {second} are still friends.|On {day:day} they raced again.]
+{hero:child} had a {colour:colour} {kind:kind} called {pet:pet}. [{pet.They} loved {treat:food}.|{pet.They} was {look:look} and quick.]
+{when:when} the gate was open, and {pet} ran away. {hero} was very {sad:sad}.
+"I saw {pet.them} in the {place:place}," said {friend:child}. They looked {wrong:spot of place}, but found only {junk:junk}.
+Then they heard {sound:sound of kind} {spot:spot of place}. There was {pet}, eating {food:food}!
+{hero} carried {pet.them} home, and the {kind} slept until {meal:meal}.
 """
 
 # %% ../nbs/00_corpus.ipynb #924ead76

@@ -138,13 +138,15 @@ def _check_input(ids: Tensor, documents: Tensor | None, start: int, max_seq_len:
     if documents.shape != ids.shape: raise ValueError(f"documents are {tuple(documents.shape)} but ids are {tuple(ids.shape)}; each token needs its document.")
     if start: raise ValueError("documents describe packed rows and cannot continue a cache; leave one of the two out.")
 
-# %% ../nbs/04_gpt.ipynb #24ecd9ce
+# %% ../nbs/04_gpt.ipynb #16be5670
 def _initialise(model: nn.Module, n_layers: int) -> None:
     "Small random weights (Radford et al. 2019); what is added to the stream 2·n_layers times starts smaller, so that the sum does not grow with depth."
+    tied = model.head.weight is model.embedding.weight
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Linear, nn.Embedding)): continue
         residual = name.endswith((".attention.out", ".mlp.down"))
-        nn.init.normal_(module.weight, std=0.02 / sqrt(2 * n_layers) if residual else 0.02)
+        std = 0.5 if isinstance(module, nn.Embedding) and not tied else 0.02
+        nn.init.normal_(module.weight, std=std / sqrt(2 * n_layers) if residual else std)
         if getattr(module, "bias", None) is not None: nn.init.zeros_(module.bias)
 
 # %% ../nbs/04_gpt.ipynb #f08b1623
