@@ -369,14 +369,13 @@ def llm_train(argv: list[str]) -> int:
     print(f"stopped; to go on: {' '.join(['llm_train', *(a for a in argv if a not in ('--fresh', '--resume')), '--resume'])}")
     return 130
 
-# %% ../nbs/90_cli.ipynb #ba0a6922
+# %% ../nbs/90_cli.ipynb #d0d76797
 def plot_run(run: Path, floor: float | None, also: str | None = None) -> list[Path]:
     "Draw a run's records to its loss.png, and to a second place where asked; returns where."
     records = read_metrics(run)
     if not records: return []
     best = min((r["valid_loss"] for r in records if "valid_loss" in r), default=None)
-    title = f"{run.name}: validation loss {best:.3f} nats a token" if best else run.name
-    if best and floor: title += f", {best - floor:.3f} above the floor"
+    title = f"{run.name}: validation loss {best:.3f}" + (f", exact floor {floor:.3f}" if floor else "") if best else run.name
     paths = [run / "loss.png"] + ([Path(also)] if also else [])
     for path in paths: plot_loss(records, floor, title).savefig(path, dpi=120)
     return paths

@@ -71,13 +71,15 @@ def compile_template(
     if end < len(text): open_forks[0][0].append(text[end:])
     return tuple(open_forks[0][0])
 
-# %% ../nbs/00_corpus.ipynb #9ecb6ed0
+# %% ../nbs/00_corpus.ipynb #c589d49f
 _GIRLS = "Mia Lily Anna Nora Ruby Ella Clara Rosa Maya Ivy June Zoe".split()
 _BOYS = "Tom Ben Max Leo Sam Finn Otto Jack Noah Theo Hugo Oscar".split()
-_SHE = {*_GIRLS, *"Daisy Pepper Coco Dot Hazel Clover".split()}
+_FRIENDS = "Alice Adam Rose Luke Lucy Felix Emma Jonas Molly Paul Kate Henry Eva Simon Bella Oliver".split()
+_SHE = {*_GIRLS, *_FRIENDS[::2], *"Daisy Pepper Coco Dot Hazel Clover".split()}
 _PRONOUNS = {True: {"they": "she", "them": "her", "their": "her"}, False: {"they": "he", "them": "him", "their": "his"}}
 WORDS = {
     "child": [name for pair in zip(_GIRLS, _BOYS) for name in pair],
+    "friend": _FRIENDS,
     "pet": "Pip Daisy Rusty Pepper Biscuit Coco Momo Dot Bramble Hazel Fig Clover".split(),
     "family": "mother father grandmother grandfather sister brother aunt uncle cousin".split(),
     "kind": "dog cat rabbit goat duck pony mouse frog hedgehog squirrel".split(),
@@ -86,12 +88,14 @@ WORDS = {
     "look": "little big pretty shiny lovely strange beautiful funny fine precious".split(),
     "place": "garden kitchen barn park forest attic school meadow".split(),
     "food": "honey butter milk flour sugar cheese apples carrots plums berries nuts eggs".split(),
+    "spice": "salt pepper cinnamon ginger vanilla mustard mint garlic".split(),
     "dish": "cake soup pie pudding stew tart salad".split(),
     "outdoors": "garden park forest meadow".split(),
     "vessel": "jar bowl basket bag bucket mug tin pot box".split(),
     "happy": "happy glad proud cheerful pleased merry".split(),
     "sad": "sad worried upset lonely gloomy cross".split(),
     "number": "two three four five six seven eight nine".split(),
+    "pieces": "two three four five".split(),
     "meal": "breakfast lunch dinner supper".split(),
     "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
     "sky": "warm cold sunny windy cloudy foggy quiet bright".split(),
@@ -121,59 +125,59 @@ WORDS |= {
     },
 }
 
-# %% ../nbs/00_corpus.ipynb #c1157a3b
+# %% ../nbs/00_corpus.ipynb #a52d1305
 PLOTS = {}
 PLOTS["lost"] = """
 {when:when}, {hero:child} was playing in the {place:place} with a {colour:colour} {thing:thing}.
 [It was a present from {hero.their} {giver:family}.|{hero.They} had found it on {day:day}.|It was very {look:look}.]
 At {meal:meal} time {hero.they} left it {spot:spot of place} and went home.
 Later {hero.they} could not remember where it was, and {hero.they} felt {sad:sad}.
-"I will help you," said {friend:child}. They looked {wrong:spot of place}, but found only {junk:junk}.
+"I will help you," said {friend:friend}. They looked {wrong:spot of place}, but found only {junk:junk}.
 Then they looked {spot}, and there was the {colour} {thing}!
 ["Thank you," said {hero}.|Now {hero} was {happy:happy} again.]
 """
 
-# %% ../nbs/00_corpus.ipynb #dc3ac894
+# %% ../nbs/00_corpus.ipynb #aa5953c9
 PLOTS["swap"] = """
-{when:when}, {hero:child} met {friend:child} in the {place:place}, {spot:spot of place}.
+{when:when}, {hero:child} met {friend:friend} in the {place:place}, {spot:spot of place}.
 {hero} had a {colour:colour} {thing:thing}, and {friend} had a {other_colour:colour} {other:thing}.
 "What a {look:look} {other}!" said {hero}. "Shall we swap?" [They laughed|They shook hands|They thought for {number:number} minutes].
 So {hero} took the {other}, and {friend} took the {thing}. Both felt {happy:happy}.
 At {meal:meal} {hero} showed the {other_colour} {other} to {hero.their} {family:family}.
 """
 
-# %% ../nbs/00_corpus.ipynb #348df646
+# %% ../nbs/00_corpus.ipynb #490887c6
 PLOTS["birthday"] = """
-{when:when}, {hero:child} wanted a present for {friend:child}'s birthday on {day:day}.
+{when:when}, {hero:child} wanted a present for {friend:friend}'s birthday on {day:day}.
 {hero.They} went to the market with {hero.their} {family:family} and {number:number} coins. It was a {sky:sky} day.
 There {hero.they} saw a {wrong:colour} {thing:thing} and a {colour:colour} {thing}. "{friend} likes {colour} best," said {hero}.
 So {hero.they} paid {number} coins and put it in a {look:look} {vessel:vessel}.
 On {day} {friend} opened the {vessel}. "A {colour} {thing}!" [{friend.they} cried|{friend.they} said|{friend.they} whispered]. "I am so {happy:happy}!"
 """
 
-# %% ../nbs/00_corpus.ipynb #ecc09dac
+# %% ../nbs/00_corpus.ipynb #9bc5322b
 PLOTS["storm"] = """
-On a {sky:sky} {day:day}, {hero:child} and {friend:child} went to the {place:outdoors} to {wish:wish}.
+On a {sky:sky} {day:day}, {hero:child} and {friend:friend} went to the {place:outdoors} to {wish:wish}.
 [Soon|Suddenly|After a while] it began to rain, and they hid {spot:spot of place}. {hero} felt {sad:sad}.
 "Let us tell stories," said {friend}, and told one about {dream:dream}. They ate some {food:food} and waited.
 After {number:number} minutes the rain stopped, and they could {wish} until {meal:meal}.
 That night {hero} told {hero.their} {family:family} the story about {dream}.
 """
 
-# %% ../nbs/00_corpus.ipynb #675245c5
+# %% ../nbs/00_corpus.ipynb #cdea2ffa
 PLOTS["cooking"] = """
 {when:when}, {hero:child} wanted to make a {look:look} {dish:dish} for {hero.their} {family:family}.
-{hero.They} had {first:food} and {second:food}, but no {missing:food}. So {hero.they} knocked at the door of {friend:child}.
+{hero.They} had {first:food} and {second:food}, but no {missing:spice}. So {hero.they} knocked at the door of {friend:friend}.
 "I have {missing} in my {colour:colour} {vessel:vessel}," said {friend}. "May I help you?"
-They [sang|danced|waited] for {minutes:number} minutes, until the {dish} was ready.
-It was good, and they were {happy:happy}. {friend} took {number:number} pieces home in the {colour} {vessel}.
+They [sang|danced|waited] for {number:number} minutes, until the {dish} was ready.
+It was good, and they were {happy:happy}. {friend} took {pieces:pieces} pieces home in the {colour} {vessel}.
 """
 
-# %% ../nbs/00_corpus.ipynb #aa440c92
+# %% ../nbs/00_corpus.ipynb #1e893f4f
 PLOTS["runaway"] = """
 {hero:child} had a {colour:colour} {kind:kind} called {pet:pet}. [{pet.They} loved {treat:food}.|{pet.They} was {look:look} and quick.]
 {when:when} the gate was open, and {pet} ran away. {hero} was very {sad:sad}.
-"I saw {pet.them} in the {place:place}," said {friend:child}. They looked {wrong:spot of place}, but found only {junk:junk}.
+"I saw {pet.them} in the {place:place}," said {friend:friend}. They looked {wrong:spot of place}, but found only {junk:junk}.
 Then they heard {sound:sound of kind} {spot:spot of place}. There was {pet}, eating {food:food}!
 {hero} carried {pet.them} home, and the {kind} slept until {meal:meal}.
 """

@@ -100,7 +100,7 @@ def _smooth(values: Sequence[float], window: int) -> np.ndarray:
     start = np.maximum(stop - window, 0)
     return (total[stop] - total[start]) / (stop - start)
 
-# %% ../nbs/support/viz.ipynb #1eda6118
+# %% ../nbs/support/viz.ipynb #4706bd27
 def plot_loss(
     records: Sequence,           # mappings or objects with step, loss, and where measured valid_loss
     floor: float | None = None,  # nats a token that no model can go below
@@ -119,7 +119,7 @@ def plot_loss(
         lines["validation"] = valid
     levels = {} if floor is None else {f"floor {floor:.3f}": floor}
     plot_lines(lines, title, "optimizer step", ylabel, logy=True, levels=levels, ax=ax)
-    ticks = [t for t in (0.5, 0.6, 0.7, 0.8, 1, 1.5, 2, 3, 4, 5, 7, 10) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
+    ticks = [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_yticks([], minor=True)
     return ax.figure
