@@ -393,10 +393,10 @@ def _stdlib_documents() -> Iterator[str]:
 _TINYSHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
                     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
 
-# %% ../nbs/00_corpus.ipynb #5721aa7d
+# %% ../nbs/00_corpus.ipynb #c5b82e0d
 def download(url: str, path: Path, sha256: str) -> Path:
     "Fetch `url` to `path` with a progress bar; a file that is incomplete or whose hash differs never gets that name."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -437,10 +437,37 @@ def _hub_documents(name: str) -> Iterator[str]:
         if "text" not in row: raise ValueError(f"the data set {name!r} has no column 'text', only {sorted(row)}")
         yield row["text"]
 
-# %% ../nbs/00_corpus.ipynb #6c784869
+# %% ../nbs/00_corpus.ipynb #aa870af5
+def _hash(document: str) -> float:
+    "A number from 0 to 1 that depends on the text alone."
+    return int.from_bytes(hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+
 def split_of(document: str) -> str:
     "`'valid'` for five documents in a hundred, else `'train'`, by the SHA-256 of the text."
-    return "valid" if int.from_bytes(hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()[:4], "big") < 0.05 * 2**32 else "train"
+    return "valid" if _hash(document) < 0.05 else "train"
+
+# %% ../nbs/00_corpus.ipynb #49f5f1ed
+def _train_part(documents: Iterable[str]) -> Iterator[str]:
+    "The training documents. Until one falls into validation, the lowest hash so far is held back: it may have to be the one."
+    held, found = None, False
+    for document in documents:
+        if split_of(document) == "valid":
+            if held is not None: yield held
+            held, found = None, True
+        elif found or held is not None and _hash(document) > _hash(held): yield document
+        elif document != held:
+            if held is not None: yield held
+            held = document
+
+def _valid_part(documents: Iterable[str]) -> Iterator[str]:
+    "The held-out documents: those that the hash chose, else the one with the lowest hash."
+    lowest, found = None, False
+    for document in documents:
+        if split_of(document) == "valid":
+            found = True
+            yield document
+        elif not found and (lowest is None or _hash(document) < _hash(lowest)): lowest = document
+    if not found and lowest is not None: yield lowest
 
 # %% ../nbs/00_corpus.ipynb #e39e4492
 def _tales_documents(source: str) -> Iterator[str]:
@@ -465,15 +492,13 @@ def load_documents(
     else: documents = _file_documents(source)
     return _select(documents, source, split)
 
-# %% ../nbs/00_corpus.ipynb #4dc775d0
+# %% ../nbs/00_corpus.ipynb #a09c42a1
 def _select(documents: Iterable[str], source: str, split: str | None) -> Iterator[str]:
     "The documents that are not empty and belong to `split`; ValueError at the end when there was none."
-    seen = kept = 0
-    for document in documents:
-        if not document.strip(): continue
-        seen += 1
-        if split is None or split_of(document) == split:
-            kept += 1
-            yield document
-    if not seen: raise ValueError(f"the corpus {source!r} is empty: it holds no text")
-    if not kept: raise ValueError(f"the corpus {source!r} has {seen} documents and none fell into the {split} part: give more text")
+    parts = {None: iter, "train": _train_part, "valid": _valid_part}
+    kept = 0
+    for document in parts[split](document for document in documents if document.strip()):
+        kept += 1
+        yield document
+    if not kept and split != "train": raise ValueError(f"the corpus {source!r} is empty: it holds no text")
+    if not kept: raise ValueError(f"the corpus {source!r} leaves no document to train on: give more text")
