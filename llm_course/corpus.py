@@ -492,13 +492,19 @@ def load_documents(
     else: documents = _file_documents(source)
     return _select(documents, source, split)
 
-# %% ../nbs/00_corpus.ipynb #a09c42a1
+# %% ../nbs/00_corpus.ipynb #1784eaca
 def _select(documents: Iterable[str], source: str, split: str | None) -> Iterator[str]:
     "The documents that are not empty and belong to `split`; ValueError at the end when there was none."
     parts = {None: iter, "train": _train_part, "valid": _valid_part}
-    kept = 0
-    for document in parts[split](document for document in documents if document.strip()):
+    seen = kept = 0
+    def not_empty():
+        nonlocal seen
+        for document in documents:
+            if document.strip():
+                seen += 1
+                yield document
+    for document in parts[split](not_empty()):
         kept += 1
         yield document
-    if not kept and split != "train": raise ValueError(f"the corpus {source!r} is empty: it holds no text")
+    if not seen: raise ValueError(f"the corpus {source!r} is empty: it holds no text")
     if not kept: raise ValueError(f"the corpus {source!r} leaves no document to train on: give more text")
