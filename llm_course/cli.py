@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CorpusConfig', 'TokenizerConfig', 'SampleConfig', 'EvalConfig', 'TrackConfig', 'RunConfig', 'fields_of',
-           'load_config', 'base_yaml', 'run_name', 'data_folder', 'newest_model', 'shown', 'command',
+           'load_config', 'base_yaml', 'is_tales', 'run_name', 'data_folder', 'newest_model', 'shown', 'command',
            'corpus_documents', 'train_tokenizer', 'corpus_documents_all', 'get_tokenizer', 'llm_tokenize',
            'stop_signals', 'open_data', 'token_floor', 'remove_checkpoint', 'llm_train', 'plot_run', 'llm_eval',
            'llm_generate', 'bundle']
@@ -166,11 +166,16 @@ def base_yaml() -> str:
     return ("# Every setting of a run and its default, written from the dataclasses by llm_course.cli.base_yaml\n"
             + OmegaConf.to_yaml(OmegaConf.structured(RunConfig)))
 
-# %% ../nbs/90_cli.ipynb #42fc6771
+# %% ../nbs/90_cli.ipynb #5d6888b4
+def is_tales(config: RunConfig) -> bool:
+    "Whether the text is drawn from the grammar, so that its entropy is known: `'tales:500'`, but not the file `'tales.txt'`."
+    return config.corpus.source.partition(":")[0] == "tales"
+
+# %% ../nbs/90_cli.ipynb #1e3e026d
 def run_name(config: RunConfig) -> str:
     "The run's name: its own, or the corpus's: `'tales:500' -> 'tales'`, `'notes/my.txt' -> 'my'`."
-    name = config.name or re.split(r"[/\\:]", config.corpus.source.removeprefix("hf:").rstrip("/") if not config.corpus.source.startswith("tales") else "tales")[-1]
-    name = re.sub(r"[^\w.-]+", "-", name.rsplit(".", 1)[0] or name).strip("-") if not config.name else name
+    source = "tales" if is_tales(config) else re.split(r"[/\\:]", config.corpus.source.rstrip("/"))[-1]
+    name = config.name or re.sub(r"[^\w.-]+", "-", source.rsplit(".", 1)[0] or source).strip("-")
     if not re.fullmatch(r"\w[\w.-]*", name): raise ValueError(f"{name!r} cannot name a folder: set name= to letters, digits, '-', '_' and '.'")
     return name
 
@@ -296,10 +301,10 @@ def open_data(config: RunConfig) -> tuple:
         raise ValueError(f"the corpus {config.corpus.source!r} has {data['train'].n_targets} tokens to train on, fewer than one sequence of train.seq_len={c.seq_len}: give more text or a smaller train.seq_len")
     return tokenizer, data["train"], data["valid"]
 
-# %% ../nbs/90_cli.ipynb #6603a7d0
+# %% ../nbs/90_cli.ipynb #1d43e1a5
 def token_floor(config: RunConfig, data: TokenDataset) -> float | None:
     "The entropy of Tales in nats a token, with this tokenizer; None for a text whose entropy nobody knows."
-    return Tales().entropy() * len(data) / data.n_targets if config.corpus.source.startswith("tales") else None
+    return Tales().entropy() * len(data) / data.n_targets if is_tales(config) else None
 
 # %% ../nbs/90_cli.ipynb #62f09a14
 def _new_or_resumed(run: Path, resume: bool, fresh: bool, model, optimizer, batches) -> int:
@@ -393,7 +398,7 @@ def _model_arguments(
     read_config(folder)
     return args, folder, load_config(args.config or own, [word for word in args.settings if word not in args.words])
 
-# %% ../nbs/90_cli.ipynb #94ac971f
+# %% ../nbs/90_cli.ipynb #b227ed09
 @command
 def llm_eval(argv: list[str]) -> None:
     "Measure a model: loss, perplexity, bits per byte; for Tales the distance to the floor and the share of valid stories."
@@ -401,7 +406,7 @@ def llm_eval(argv: list[str]) -> None:
     model, tokenizer = load_model(folder, config.train.device)
     if tokenizer is None: raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read text")
     print(f"model       {shown(resolve_checkpoint(folder))}, {parameter_count(model):,} parameters, corpus {config.corpus.source}")
-    if config.corpus.source.startswith("tales"): _eval_tales(model, tokenizer, config)
+    if is_tales(config): _eval_tales(model, tokenizer, config)
     else: _eval_text(model, tokenizer, config)
 
 # %% ../nbs/90_cli.ipynb #ce55dde2

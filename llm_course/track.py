@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['read_metrics', 'Tracker']
 
-# %% ../nbs/support/track.ipynb #ad5d5570
+# %% ../nbs/support/track.ipynb #5eec8208
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
