@@ -352,14 +352,14 @@ def _merge(
         starts[i], starts[j], ends[end - 1] = new, -1, new
         if left >= 0:
             counts[left, a] -= n
-            counts[left, new] += n
-            where[left, new].append(i - sizes[left])
-            made.add((left, new))
+            counts[pair := (left, new)] += n
+            where[pair].append(i - sizes[left])
+            made.add(pair)
         if right >= 0:
             counts[b, right] -= n
-            counts[new, right] += n
-            where[new, right].append(i)
-            made.add((new, right))
+            counts[pair := (new, right)] += n
+            where[pair].append(i)
+            made.add(pair)
     del counts[a, b]
     return made
 
