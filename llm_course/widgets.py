@@ -237,10 +237,14 @@ def _split_group(ids: list[int], text: str) -> list[Token]:
     if n == len(data): return [Token(i, data[k:k + 1]) for k, i in enumerate(ids)]
     return [Token(i, data, f"{k}/{n}") for k, i in enumerate(ids, 1)]
 
+def _has_merges(tokenizer) -> bool:
+    "True for a BPETokenizer, also for one whose class a lesson has just built."
+    return all(hasattr(tokenizer, name) for name in ("vocab", "merges", "pattern", "special_tokens"))
+
 def read_tokens(tokenizer, text: str) -> list[Token]:
     "The tokens of `tokenizer.encode(text)` with their bytes, for any tokenizer of the course."
     ids = tokenizer.encode(text)
-    if isinstance(tokenizer, BPETokenizer): return [Token(i, tokenizer.vocab[i]) for i in ids]
+    if _has_merges(tokenizer): return [Token(i, tokenizer.vocab[i]) for i in ids]
     tokens, group = [], []
     reading = (group.append(i) or i for i in ids)            # decode_stream takes an id when it needs one more
     for piece in decode_stream(tokenizer, reading):
@@ -404,7 +408,7 @@ class TokenizerExplorer(Explorer):
     def __init__(self, tokenizer, text: str = "the cat sat on the mat"):
         self.tokenizer, self.count, self.strip = tokenizer, widgets.HTML(), TokenStrip()
         box = _TextBox(text, description="text", style={"description_width": "4em"}, layout=widgets.Layout(width="98%", height="5.5em"))
-        self.replay = _Replay(tokenizer) if isinstance(tokenizer, BPETokenizer) else None
+        self.replay = _Replay(tokenizer) if _has_merges(tokenizer) else None
         controls = {"text": box} | ({"step": self.replay.slider} if self.replay else {})
         super().__init__(controls, [*controls.values(), self.count, self.strip], tuple(controls))
 

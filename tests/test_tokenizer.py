@@ -3,7 +3,7 @@ import tracemalloc
 from collections import deque
 
 from llm_course.corpus import load_documents
-from llm_course.tokenizer import BPETokenizer
+from llm_course.tokenizer import BPETokenizer, _count_pieces
 
 
 def test_encode_iterable_reads_20_mb_in_less_than_one():
@@ -16,6 +16,15 @@ def test_encode_iterable_reads_20_mb_in_less_than_one():
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(map(len, texts)) >= 20e6 and used < 1e6
+
+
+def test_counting_needs_memory_for_the_different_pieces_only():
+    half = "".join(load_documents("stdlib", "train"))[:500_000]
+    tracemalloc.start()
+    pieces = _count_pieces((f"{half} {i}" for i in range(30)), "gpt2", [], processes=1)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(pieces.values()) > 3e6 and used < 10e6
 
 
 def test_large_input_is_counted_by_processes():
