@@ -17,10 +17,10 @@ each_choice = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 @pytest.fixture
 def compiled():
     "(model, compiled model, what counts its compilations) of a config, compiled whole: a graph break is an error."
-    def make(**changes):
+    def make(backend="inductor", **changes):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        model, counter = GPT(GPTConfig(**TINY, **changes)), CompileCounterWithBackend("inductor")
+        model, counter = GPT(GPTConfig(**TINY, **changes)), CompileCounterWithBackend(backend)
         return model, torch.compile(model, fullgraph=True, backend=counter), counter
     yield make
     torch._dynamo.reset()
@@ -39,10 +39,11 @@ def gradients(run, model, ids, documents=None):
 def test_training(compiled, choice):
     model, fast, counter = compiled(**choice)
     ids = torch.randint(64, (2, 40))
-    for documents in (None, (torch.arange(40) // 15).expand(2, -1)):
+    rows = (None, (torch.arange(40) // 15).expand(2, -1)) if choice == {} else (None,)   # plain rows and packed ones
+    for documents in rows:
         torch.testing.assert_close(gradients(fast, model, ids, documents), gradients(model, model, ids, documents), atol=1e-5, rtol=1e-4)
     for _ in range(3): gradients(fast, model, ids)
-    assert counter.frame_count == 2                      # once without documents, once with
+    assert counter.frame_count == len(rows)
 
 
 @needs_compiler
@@ -58,9 +59,8 @@ def test_writing_with_the_cache(compiled, choice):
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
 
 
-@needs_compiler
 def test_rows_of_different_lengths(compiled):
-    model, fast, counter = compiled(sliding_window=8)
+    model, fast, counter = compiled("aot_eager", sliding_window=8)   # traced whole, run by PyTorch: needs no compiler
     model.eval()
     ids, lengths = torch.randint(64, (2, 30)), torch.tensor([12, 5])
     with torch.inference_mode():
@@ -72,10 +72,9 @@ def test_rows_of_different_lengths(compiled):
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
 
 
-@needs_compiler
-def test_a_full_cache_is_an_error_in_compiled_code_too(compiled):
-    model, fast, _ = compiled()
+def test_a_full_cache_is_an_error_in_traced_code_too(compiled):
+    model, fast, _ = compiled("aot_eager")
     with torch.inference_mode():
         cache = model.eval().make_cache(1, max_seq_len=4)
         fast(torch.zeros(1, 4, dtype=torch.long), cache=cache)
-        with pytest.raises(Exception, match="out of bounds"): fast(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+        with pytest.raises(Exception, match="out of (bounds|range)"): fast(torch.zeros(1, 1, dtype=torch.long), cache=cache)
