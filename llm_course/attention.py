@@ -181,7 +181,6 @@ class _Store:
     k = property(lambda self: self._k[:, :, 1:])                   # (B, H_kv, room, D)
     v = property(lambda self: self._v[:, :, 1:])
     length = property(lambda self: int(self.lengths.max()))        # tokens in the longest row
-
     def is_empty(self) -> bool: return not torch.compiler.is_compiling() and self.length == 0  # compiled code cannot ask
 
     def keep(self, rows: list[int]) -> None:
@@ -191,7 +190,6 @@ class _Store:
     def positions(self, T: int) -> Tensor:  # (B, T)
         "Where the next T tokens of each row stand."
         return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
-
     def _check_rows(self, k: Tensor) -> None:
         if k.shape[:2] != self._k.shape[:2]: raise ValueError(f"The cache holds {tuple(self._k.shape[:2])} rows and heads and was given {tuple(k.shape[:2])}; make one cache for each batch.")
 
@@ -302,8 +300,8 @@ def head_sizes(
     return n_heads, n_kv_heads, d_model // n_heads if d_head is None else d_head
 
 # %% ../nbs/02_attention.ipynb #f76014bc
-class MultiHeadAttention(nn.Module):
-    "Several attentions side by side, each over its own slice of the channels (Vaswani et al. 2017; grouped-query: Ainslie et al. 2023)."
+class _Heads(nn.Module):
+    "From the stream to every head's queries, keys and values, in one product."
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int | None = None, bias: bool = False, qk_norm: bool = False,
                  rope_theta: float | None = None, dropout: float = 0.0, d_head: int | None = None, qkv_bias: bool | None = None,
@@ -332,6 +330,10 @@ class MultiHeadAttention(nn.Module):
 
     def _gains(self) -> Tensor:  # (H + H_kv, D)
         return torch.cat([self.q_gain.expand(self.n_heads, -1), self.k_gain.expand(self.n_kv_heads, -1)])
+
+# %% ../nbs/02_attention.ipynb #940a4ccc
+class MultiHeadAttention(_Heads):
+    "Several attentions side by side, each over its own slice of the channels (Vaswani et al. 2017; grouped-query: Ainslie et al. 2023)."
 
     def forward(self, x: Tensor, positions: Tensor | RopeTables | None = None, mask: Tensor | None = None,
                 cache: KVCache | RingCache | None = None, counts: Tensor | None = None) -> Tensor:  # (B, T, C) to (B, T, C)

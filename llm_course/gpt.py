@@ -119,7 +119,8 @@ def _check(config: "GPTConfig") -> None:
     for name, known in (("positions", POSITIONS), ("norm", NORMS), ("norm_position", NORM_POSITIONS), ("mlp", MLPS)):
         choose(known, getattr(config, name), name)
     head_sizes(config.d_model, config.n_heads, config.n_kv_heads, config.d_head)
-    if config.positions == "rope" and config.head_size % 2: raise ValueError(f"RoPE needs an even head size, but d_model={config.d_model} / n_heads={config.n_heads} with d_head={config.d_head} is {config.head_size}.")
+    if config.positions == "rope" and config.head_size % 2:
+        raise ValueError(f"RoPE needs an even head size, but d_model={config.d_model} / n_heads={config.n_heads} with d_head={config.d_head} is {config.head_size}.")
     if config.positions == "sinusoidal" and config.d_model % 2: raise ValueError(f"Sinusoidal positions need an even d_model, not {config.d_model}.")
     if config.rope_scaling is not None and config.positions != "rope": raise ValueError(f"rope_scaling scales RoPE, but positions={config.positions!r}; leave it out, or choose positions='rope'.")
     if not 0 <= config.dropout < 1: raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1.")
@@ -200,7 +201,8 @@ def _check_input(config: GPTConfig, ids: Tensor, documents: Tensor | None, cache
     if documents is not None and cache: raise ValueError("documents describe packed rows and cannot continue a cache; leave one of the two out.")
     if counts is not None and not cache: raise ValueError("counts say how many tokens of each row go into a cache, but there is none; make one with model.make_cache(len(ids)).")
     if torch.compiler.is_compiling(): return                       # compiled code cannot ask for numbers
-    if counts is not None and (counts.shape != ids.shape[:1] or counts.min() < 0 or counts.max() > ids.shape[1]): raise ValueError(f"counts must be one number for each of the {len(ids)} rows, from 0 to {ids.shape[1]}, not {counts.tolist()}.")
+    if counts is not None and (counts.shape != ids.shape[:1] or counts.min() < 0 or counts.max() > ids.shape[1]):
+        raise ValueError(f"counts must be one number for each of the {len(ids)} rows, from 0 to {ids.shape[1]}, not {counts.tolist()}.")
     new = ids.shape[1] if counts is None else counts
     stop = int((cache[0].lengths + new).max()) if cache else new
     if stop > config.max_seq_len: raise ValueError(f"{stop} tokens do not fit into max_seq_len={config.max_seq_len}; shorten the text or make the model with a larger max_seq_len.")
@@ -308,7 +310,7 @@ def _kept_per_token(c: GPTConfig) -> int:
     attention = (2 * H + 2 * K) * D + H + (2 * (H + K) * D if c.qk_norm else 0)   # q, k, v, result, its normaliser
     return c.n_layers * (2 * norm + attention + _KEPT[c.mlp] * d_ff) + norm + c.vocab_size * (2 if c.logit_softcap else 1)
 
-
+# %% ../nbs/04_gpt.ipynb #d7e65139
 def training_memory(
     config: GPTConfig,
     batch_size: int,
