@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import KVCache, MultiHeadAttention, RopeTables
+from .attention import KVCache, MultiHeadAttention, RingCache, RopeScaling, RopeTables
 
 # %% ../nbs/03_block.ipynb #1223de78
 class LayerNorm(nn.Module):
@@ -87,6 +87,21 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., C) to (..., C)
         return self.dropout(self.down(self.activation(self.up(x))))
 
+# %% ../nbs/03_block.ipynb #6dd88082
+class _GatedProduct(torch.autograd.Function):
+    "silu(gate) · up. Backward computes silu(gate) again instead of keeping it."
+
+    @staticmethod
+    def forward(ctx, gate_up: Tensor) -> Tensor:  # (..., 2 d_ff) to (..., d_ff)
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:    # (..., d_ff) to (..., 2 d_ff)
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        return torch.cat((torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad), dim=-1)
+
 # %% ../nbs/03_block.ipynb #b7213961
 class SwiGLU(nn.Module):
     "An MLP whose hidden numbers are multiplied by a gate: down(silu(gate(x)) · up(x)) (Shazeer 2020)."
@@ -98,8 +113,7 @@ class SwiGLU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) to (..., C)
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.dropout(self.down(F.silu(gate) * up))
+        return self.dropout(self.down(_GatedProduct.apply(self.gate_up(x))))
 
 # %% ../nbs/03_block.ipynb #f9a77907
 MLPS: dict[str, Callable[..., nn.Module]] = {name: partial(MLP, activation=name) for name in ACTIVATIONS} | {"swiglu": SwiGLU}
@@ -139,16 +153,18 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int | None = None, d_ff: int | None = None,
                  norm: str = "layernorm", norm_position: str = "pre", mlp: str = "gelu", bias: bool = False,
-                 qk_norm: bool = False, rope_theta: float | None = None, dropout: float = 0.0, norm_eps: float = 1e-5):
+                 qk_norm: bool = False, rope_theta: float | None = None, dropout: float = 0.0, norm_eps: float = 1e-5,
+                 d_head: int | None = None, qkv_bias: bool | None = None, qk_norm_eps: float = 1e-6, rope_scaling: RopeScaling | None = None):
         super().__init__()
         self.connect = choose(NORM_POSITIONS, norm_position, "norm_position")
         self.attention_norm = make_norm(norm, d_model, norm_eps, bias)
-        self.attention = MultiHeadAttention(d_model, n_heads, n_kv_heads, bias, qk_norm, rope_theta, dropout)
+        self.attention = MultiHeadAttention(d_model, n_heads, n_kv_heads, bias, qk_norm, rope_theta, dropout, d_head, qkv_bias, qk_norm_eps, rope_scaling)
         self.mlp_norm = make_norm(norm, d_model, norm_eps, bias)
         self.mlp = make_mlp(mlp, d_model, d_ff, bias, dropout)
 
-    def forward(self, x: Tensor, positions: Tensor | RopeTables | None = None, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:  # (B, T, C) to (B, T, C)
-        x = self.connect(x, self.attention_norm, lambda h: self.attention(h, positions, mask, cache))
+    def forward(self, x: Tensor, positions: Tensor | RopeTables | None = None, mask: Tensor | None = None,
+                cache: KVCache | RingCache | None = None, counts: Tensor | None = None) -> Tensor:  # (B, T, C) to (B, T, C)
+        x = self.connect(x, self.attention_norm, lambda h: self.attention(h, positions, mask, cache, counts))
         return self.connect(x, self.mlp_norm, self.mlp)
 
 # %% ../nbs/03_block.ipynb #95371ca5
