@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import KVCache, MultiHeadAttention, RopeTables
+from .attention import KVCache, MultiHeadAttention, RingCache, RopeScaling, RopeTables
 
 # %% ../nbs/03_block.ipynb #1223de78
 class LayerNorm(nn.Module):
@@ -139,16 +139,18 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int | None = None, d_ff: int | None = None,
                  norm: str = "layernorm", norm_position: str = "pre", mlp: str = "gelu", bias: bool = False,
-                 qk_norm: bool = False, rope_theta: float | None = None, dropout: float = 0.0, norm_eps: float = 1e-5):
+                 qk_norm: bool = False, rope_theta: float | None = None, dropout: float = 0.0, norm_eps: float = 1e-5,
+                 d_head: int | None = None, qkv_bias: bool | None = None, qk_norm_eps: float = 1e-6, rope_scaling: RopeScaling | None = None):
         super().__init__()
         self.connect = choose(NORM_POSITIONS, norm_position, "norm_position")
         self.attention_norm = make_norm(norm, d_model, norm_eps, bias)
-        self.attention = MultiHeadAttention(d_model, n_heads, n_kv_heads, bias, qk_norm, rope_theta, dropout)
+        self.attention = MultiHeadAttention(d_model, n_heads, n_kv_heads, bias, qk_norm, rope_theta, dropout, d_head, qkv_bias, qk_norm_eps, rope_scaling)
         self.mlp_norm = make_norm(norm, d_model, norm_eps, bias)
         self.mlp = make_mlp(mlp, d_model, d_ff, bias, dropout)
 
-    def forward(self, x: Tensor, positions: Tensor | RopeTables | None = None, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:  # (B, T, C) to (B, T, C)
-        x = self.connect(x, self.attention_norm, lambda h: self.attention(h, positions, mask, cache))
+    def forward(self, x: Tensor, positions: Tensor | RopeTables | None = None, mask: Tensor | None = None,
+                cache: KVCache | RingCache | None = None, counts: Tensor | None = None) -> Tensor:  # (B, T, C) to (B, T, C)
+        x = self.connect(x, self.attention_norm, lambda h: self.attention(h, positions, mask, cache, counts))
         return self.connect(x, self.mlp_norm, self.mlp)
 
 # %% ../nbs/03_block.ipynb #95371ca5

@@ -146,7 +146,7 @@ class _Decoder:
     def keep(self, rows: list[int]) -> None:
         "Go on with these rows only."
         self.seen = self.seen[rows]
-        for layer in self.cache: layer.k, layer.v = layer.k[rows], layer.v[rows]
+        for layer in self.cache: layer.keep(rows)
 
 # %% ../nbs/09_sampling.ipynb #d88610d1
 def next_logits(
