@@ -211,15 +211,16 @@ class Playground(Explorer):
         self.worker.start(writing=_stream(self.output, self.model, self.tokenizer, self.values))
         self.controls["seed"].value += 1
 
-# %% ../nbs/support/widgets.ipynb #c1094e08
+# %% ../nbs/support/widgets.ipynb #1eb22f81
 @torch.inference_mode()
 def attention_maps(
     model,
     ids: Tensor,  # (T,) at least one id, at most max_seq_len
 ) -> Tensor:      # (L, H, T, T) float32: layers, heads, and in each map row t is where token t looks
     "Where every head of every layer looks while the model reads `ids`."
-    model, maps = getattr(model, "_orig_mod", model), []
-    def look(attention: nn.Module, args: tuple): maps.append(attention.attention_weights(*args[:3])[0].float().cpu())
+    model, maps, here = getattr(model, "_orig_mod", model), [], threading.get_ident()
+    def look(attention: nn.Module, args: tuple):
+        if threading.get_ident() == here: maps.append(attention.attention_weights(*args[:3])[0].float().cpu())  # another widget may use the model now
     hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
     training = model.training
     try: model.eval()(torch.as_tensor(ids, device=next(model.parameters()).device)[None])
