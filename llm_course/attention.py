@@ -324,6 +324,7 @@ class MultiHeadAttention(nn.Module):
             if positions is None: positions = torch.arange(x.shape[1], device=x.device)
             cos, sin = self.turns(positions) if isinstance(positions, Tensor) else positions
             qk = rotate(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))  # the same angle in every head
+            if not self.qk_norm: v = v.contiguous()                # as a view it would keep q and k before their turn in memory, too
         return *(heads.transpose(1, 2) for heads in qk.split((self.n_heads, self.n_kv_heads), dim=2)), v.transpose(1, 2)
 
     def turns(self, positions: Tensor) -> RopeTables: return rope_tables(positions, self.d_head, self.rope_theta, self.rope_scaling)

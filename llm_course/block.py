@@ -87,6 +87,21 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., C) to (..., C)
         return self.dropout(self.down(self.activation(self.up(x))))
 
+# %% ../nbs/03_block.ipynb #6dd88082
+class _GatedProduct(torch.autograd.Function):
+    "silu(gate) · up. Backward computes silu(gate) again instead of keeping it."
+
+    @staticmethod
+    def forward(ctx, gate_up: Tensor) -> Tensor:  # (..., 2 d_ff) to (..., d_ff)
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:    # (..., d_ff) to (..., 2 d_ff)
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        return torch.cat((torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad), dim=-1)
+
 # %% ../nbs/03_block.ipynb #b7213961
 class SwiGLU(nn.Module):
     "An MLP whose hidden numbers are multiplied by a gate: down(silu(gate(x)) · up(x)) (Shazeer 2020)."
@@ -98,8 +113,7 @@ class SwiGLU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) to (..., C)
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.dropout(self.down(F.silu(gate) * up))
+        return self.dropout(self.down(_GatedProduct.apply(self.gate_up(x))))
 
 # %% ../nbs/03_block.ipynb #f9a77907
 MLPS: dict[str, Callable[..., nn.Module]] = {name: partial(MLP, activation=name) for name in ACTIVATIONS} | {"swiglu": SwiGLU}

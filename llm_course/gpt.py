@@ -69,15 +69,22 @@ _LLAMA_SIZES = {
 }
 _LLAMA = dict(positions="rope", norm="rmsnorm", mlp="swiglu", qk_norm=False, bias=False)
 
+_MISTRAL_SIZES = {"7B": dict(vocab_size=32000, max_seq_len=32768, n_layers=32, n_heads=32, n_kv_heads=8, d_model=4096, d_ff=14336)}
+_MISTRAL = _LLAMA | dict(sliding_window=4096, tied_head=False)
+
+_QWEN3_SIZES = {"0.6B": dict(vocab_size=151936, max_seq_len=40960, n_layers=28, n_heads=16, n_kv_heads=8, d_model=1024, d_head=128, d_ff=3072)}
+_QWEN3 = _LLAMA | dict(qk_norm=True, norm_eps=1e-6, rope_theta=1e6)
+
 
 def _preset(sizes: dict[str, dict], size: str, family: dict, changes: dict) -> dict:
-    "A published shape with `changes`; another width or head count takes its own default d_ff and n_kv_heads."
+    "A published shape with `changes`; another width or head count takes its own default d_ff, n_kv_heads and d_head."
     shape = family | choose(sizes, size, "size")
     if "d_model" in changes: shape.pop("d_ff", None)
     if "n_heads" in changes: shape.pop("n_kv_heads", None)
+    if "d_model" in changes or "n_heads" in changes: shape.pop("d_head", None)
     return shape | changes
 
-
+# %% ../nbs/04_gpt.ipynb #967ed4de
 class _Presets:
     "Published shapes, for `GPTConfig`."
 
@@ -90,6 +97,16 @@ class _Presets:
     def llama(cls, size: str = "1B", **changes) -> "GPTConfig":
         "The shapes of Llama 2 7B (Touvron et al. 2023), Llama 3 8B and Llama 3.2 1B (Grattafiori et al. 2024)."
         return cls(**_preset(_LLAMA_SIZES, size, _LLAMA, changes))
+
+    @classmethod
+    def mistral(cls, size: str = "7B", **changes) -> "GPTConfig":
+        "Mistral 7B (Jiang et al. 2023): Llama's parts and a window of 4,096 tokens."
+        return cls(**_preset(_MISTRAL_SIZES, size, _MISTRAL, changes))
+
+    @classmethod
+    def qwen3(cls, size: str = "0.6B", **changes) -> "GPTConfig":
+        "Qwen3 0.6B (Yang et al. 2025): Llama's parts, QK-norm, and heads that are wider than d_model / n_heads."
+        return cls(**_preset(_QWEN3_SIZES, size, _QWEN3, changes))
 
 # %% ../nbs/04_gpt.ipynb #92650af1
 def _check(config: "GPTConfig") -> None:

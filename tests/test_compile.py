@@ -1,0 +1,80 @@
+"torch.compile takes the whole model, without a graph break, for training and for writing with the cache."
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from llm_course.gpt import GPT, GPTConfig
+
+TINY = dict(vocab_size=64, max_seq_len=96, n_layers=2, n_heads=2, d_model=32)
+CHOICES = {"default": {}, "others": dict(sliding_window=8, n_kv_heads=1, mlp="swiglu", positions="alibi", bias=True, logit_softcap=5.0)}
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="no C++ compiler (g++ or clang++) on this machine: torch.compile cannot build kernels")
+each_choice = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+
+
+@pytest.fixture
+def compiled():
+    "(model, compiled model, what counts its compilations) of a config, compiled whole: a graph break is an error."
+    def make(backend="inductor", **changes):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model, counter = GPT(GPTConfig(**TINY, **changes)), CompileCounterWithBackend(backend)
+        return model, torch.compile(model, fullgraph=True, backend=counter), counter
+    yield make
+    torch._dynamo.reset()
+
+
+def gradients(run, model, ids, documents=None):
+    "The logits, and every parameter's gradient."
+    model.zero_grad()
+    logits = run(ids, documents)
+    F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
+    return logits.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+@needs_compiler
+@each_choice
+def test_training(compiled, choice):
+    model, fast, counter = compiled(**choice)
+    ids = torch.randint(64, (2, 40))
+    rows = (None, (torch.arange(40) // 15).expand(2, -1)) if choice == {} else (None,)   # plain rows and packed ones
+    for documents in rows:
+        torch.testing.assert_close(gradients(fast, model, ids, documents), gradients(model, model, ids, documents), atol=1e-5, rtol=1e-4)
+    for _ in range(3): gradients(fast, model, ids)
+    assert counter.frame_count == len(rows)
+
+
+@needs_compiler
+@each_choice
+def test_writing_with_the_cache(compiled, choice):
+    model, fast, counter = compiled(**choice)
+    model.eval()
+    ids = torch.randint(64, (2, 16 + 64))
+    with torch.inference_mode():
+        whole, cache = model(ids), model.make_cache(2)
+        pieces = [fast(ids[:, :16], cache=cache)] + [fast(ids[:, t:t + 1], cache=cache) for t in range(16, 80)]
+    assert counter.frame_count == 2                      # the prompt, and a token; no position compiles anew
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+
+
+def test_rows_of_different_lengths(compiled):
+    model, fast, counter = compiled("aot_eager", sliding_window=8)   # traced whole, run by PyTorch: needs no compiler
+    model.eval()
+    ids, lengths = torch.randint(64, (2, 30)), torch.tensor([12, 5])
+    with torch.inference_mode():
+        cache = model.make_cache(2)
+        fast(ids[:, :12], cache=cache, counts=lengths)
+        for i in range(10): logits = fast(ids[torch.arange(2), lengths + i][:, None], cache=cache)
+        alone = torch.stack([model(ids[row:row + 1, :n + 10])[0, -1:] for row, n in enumerate(lengths)])
+    assert counter.frame_count == 2
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+
+
+def test_a_full_cache_is_an_error_in_traced_code_too(compiled):
+    model, fast, _ = compiled("aot_eager")
+    with torch.inference_mode():
+        cache = model.eval().make_cache(1, max_seq_len=4)
+        fast(torch.zeros(1, 4, dtype=torch.long), cache=cache)
+        with pytest.raises(Exception, match="out of (bounds|range)"): fast(torch.zeros(1, 1, dtype=torch.long), cache=cache)
