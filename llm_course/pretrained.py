@@ -29,13 +29,13 @@ from .checkpoint import weights_of
 from .gpt import GPT, GPTConfig
 from .tokenizer import BPETokenizer, HFTokenizer, SentencePieceTokenizer, load_tokenizer
 
-# %% ../nbs/11_pretrained.ipynb #62d48c63
+# %% ../nbs/11_pretrained.ipynb #88e014e5
 class Source(NamedTuple):
     "Where one of our modules (or tensors) is in their file. N stands for the layer's number."
     names: tuple[str, ...]  # theirs
     cut: str = "whole"      # how our rows are shared among them: a name in CUTS
 
-
+# %% ../nbs/11_pretrained.ipynb #c1ca0310
 @dataclass(frozen=True)
 class Family:
     "What one kind of Hugging Face model calls things: names and facts, no code."
@@ -119,7 +119,7 @@ _QWEN3 = replace(
 
 FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "mistral": _MISTRAL, "qwen2": _QWEN2, "qwen3": _QWEN3}
 
-# %% ../nbs/11_pretrained.ipynb #e1a35437
+# %% ../nbs/11_pretrained.ipynb #5c3e12bb
 def _read_rope(hf: dict, problems: list[str]) -> dict:
     "GPTConfig's part about RoPE; what cannot be computed is added to `problems`."
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
@@ -134,7 +134,7 @@ def _read_rope(hf: dict, problems: list[str]) -> dict:
         except KeyError as error: problems.append(f"rope_type='llama3' without {error.args[0]}")
     return dict(rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))), rope_scaling=scaling)
 
-
+# %% ../nbs/11_pretrained.ipynb #6afe25e6
 def _write_rope(config: GPTConfig) -> dict:
     "The same as all versions of transformers read it."
     if config.positions != "rope": return {}
@@ -143,36 +143,37 @@ def _write_rope(config: GPTConfig) -> dict:
                                           original_max_position_embeddings=s.original_max_seq_len)
     return dict(rope_theta=config.rope_theta, rope_scaling=scaling)
 
-# %% ../nbs/11_pretrained.ipynb #1ddb3af2
+# %% ../nbs/11_pretrained.ipynb #407d68d0
 def _read_window(hf: dict, family: Family, problems: list[str]) -> dict:
     "GPTConfig's sliding_window: one for all layers, or it is a problem."
     if family.window is None: return {}
     window = hf["sliding_window"] if hf[family.window] else None
     start = hf["max_window_layers"] if family.window == "use_sliding_window" else 0
-    n_layers = hf.get("num_hidden_layers")
-    kinds = hf.get("layer_types") or ["sliding_attention" if window and layer >= start else "full_attention" for layer in range(n_layers if isinstance(n_layers, int) else 0)]
+    layers = range(hf["num_hidden_layers"] if isinstance(hf.get("num_hidden_layers"), int) else 0)
+    kinds = hf.get("layer_types") or ["sliding_attention" if window and layer >= start else "full_attention" for layer in layers]
     if set(kinds) - {"full_attention"} and not (set(kinds) == {"sliding_attention"} and window):
         problems.append(f"layer_types={sorted(set(kinds))} with sliding_window={window}")
     return dict(sliding_window=window if "sliding_attention" in kinds else None)
 
-
+# %% ../nbs/11_pretrained.ipynb #ec24c3ea
 def _write_window(config: GPTConfig, family: Family) -> dict:
     if family.window is None: return {}
     window = dict(sliding_window=config.sliding_window)
     if family.window == "sliding_window": return window
     return window | dict(use_sliding_window=config.sliding_window is not None, max_window_layers=0 if config.sliding_window else config.n_layers)
 
-# %% ../nbs/11_pretrained.ipynb #6dc630be
+# %% ../nbs/11_pretrained.ipynb #8f6d7a1f
 def _read_choices(hf: dict, family: Family, problems: list[str]) -> dict:
     "The choices that are one word in config.json."
     values = {}
     for ours, names in family.choices.items():
         found = [hf.get(name, "missing") for name in names.split()]
-        if "missing" in found or found.count(found[0]) < len(found): problems.append(", ".join(f"{name}={value}" for name, value in zip(names.split(), found)))
+        said = ", ".join(f"{name}={value}" for name, value in zip(names.split(), found))
+        if "missing" in found or found.count(found[0]) < len(found): problems.append(said)
         values[ours] = found[0]
     return values
 
-
+# %% ../nbs/11_pretrained.ipynb #088220be
 def config_from_hf(hf: dict) -> GPTConfig:  # what config.json says
     "The GPTConfig of a Hugging Face config. Whatever this course cannot compute is refused by name (ValueError)."
     kind = hf.get("model_type")
@@ -188,7 +189,7 @@ def config_from_hf(hf: dict) -> GPTConfig:  # what config.json says
     if problems: raise ValueError(f"this {kind} model asks for something that this course cannot compute: {'; '.join(problems)}.")
     return GPTConfig(**values, mlp=family.mlps[activation])
 
-# %% ../nbs/11_pretrained.ipynb #5fab5b27
+# %% ../nbs/11_pretrained.ipynb #15bb7cf0
 def config_to_hf(config: GPTConfig, kind: str) -> dict:  # the family's name
     "config.json for this config in this family, as well as the family can say it."
     family, c = FAMILIES[kind], _plain(config)
@@ -199,7 +200,7 @@ def config_to_hf(config: GPTConfig, kind: str) -> dict:  # the family's name
     hf[family.activation] = next((theirs for theirs, ours in family.mlps.items() if ours == c.mlp), next(iter(family.mlps)))
     return hf | _write_rope(c) | _write_window(c, family) | dict.fromkeys(family.dropouts, 0.0)
 
-
+# %% ../nbs/11_pretrained.ipynb #1cbe0354
 def _plain(c: GPTConfig) -> GPTConfig:
     "The same model with every None resolved, and what has no effect on its logits at one value."
     c = replace(c, n_kv_heads=c.n_kv_heads or c.n_heads, d_head=c.head_size, d_ff=c.d_ff or default_d_ff(c.mlp, c.d_model),
@@ -208,14 +209,14 @@ def _plain(c: GPTConfig) -> GPTConfig:
     if c.positions != "rope": c = replace(c, rope_theta=GPTConfig.rope_theta)
     return replace(c, sliding_window=None) if (c.sliding_window or 0) >= c.max_seq_len else c
 
-# %% ../nbs/11_pretrained.ipynb #3818eaa5
+# %% ../nbs/11_pretrained.ipynb #6f1f50db
 def obstacles(config: GPTConfig, kind: str) -> list[str]:
     "The choices of this config that a family cannot express; none: it can."
     if FAMILIES[kind].divides and config.d_model % config.n_heads: return [f"d_head={config.d_head}"]
     before, after = _plain(config), _plain(config_from_hf(config_to_hf(config, kind)))
     return [f"{f.name}={getattr(before, f.name)!r}" for f in fields(GPTConfig) if getattr(before, f.name) != getattr(after, f.name)]
 
-
+# %% ../nbs/11_pretrained.ipynb #35e9dd95
 def choose_family(config: GPTConfig) -> str:
     "The first family that can express this config. None: a ValueError names what stands in the way of the closest."
     found = {kind: obstacles(config, kind) for kind in FAMILIES}
@@ -223,7 +224,7 @@ def choose_family(config: GPTConfig) -> str:
     if found[kind]: raise ValueError(f"no Hugging Face family expresses this model; {kind} comes closest, and in its way stand {', '.join(found[kind])}.")
     return kind
 
-# %% ../nbs/11_pretrained.ipynb #4fa50b43
+# %% ../nbs/11_pretrained.ipynb #ba5ff095
 def _heads(config: GPTConfig) -> list[int]:
     "Rows of the queries, the keys and the values in `qkv`."
     return [config.n_heads * config.head_size] + 2 * [(config.n_kv_heads or config.n_heads) * config.head_size]
@@ -238,7 +239,7 @@ CUTS: dict[str, Callable[[GPTConfig, int], list[tuple[int, int]]]] = {
     "same": lambda config, rows: [(0, rows)] * 2,                             # two that must be equal
 }
 
-
+# %% ../nbs/11_pretrained.ipynb #fe2bb9d8
 class Copy(NamedTuple):
     "One tensor of theirs, and which rows of one tensor of ours it is."
     theirs: str
@@ -253,7 +254,7 @@ class Copy(NamedTuple):
         rows = tensor[self.start:self.stop]
         return rows.T if self.transposed else rows
 
-# %% ../nbs/11_pretrained.ipynb #8e5361f0
+# %% ../nbs/11_pretrained.ipynb #2c3a91a9
 def _copies(ours: str, tensor: Tensor, config: GPTConfig, family: Family) -> Iterable[Copy]:
     "The copies that make up one of our tensors."
     general, leaf = re.sub(r"\.\d+\.", ".N.", ours), ours.rpartition(".")[2]
@@ -265,32 +266,33 @@ def _copies(ours: str, tensor: Tensor, config: GPTConfig, family: Family) -> Ite
         shape = (stop - start, *tensor.shape[1:])
         yield Copy((name + ending).replace(".N.", f".{layer and layer[1]}."), ours, start, stop, turned, shape[::-1] if turned else shape)
 
-
+# %% ../nbs/11_pretrained.ipynb #097c2463
 def plan(model: GPT, kind: str) -> list[Copy]:
     "Every copy between a model, on any device, and a file of this family."
     return [copy for ours, tensor in weights_of(model).items() for copy in _copies(ours, tensor, model.config, FAMILIES[kind])]
 
-# %% ../nbs/11_pretrained.ipynb #32e735e4
+# %% ../nbs/11_pretrained.ipynb #373f1aea
 class Stored(NamedTuple):
     "A tensor in a file: its shape, and how to read it."
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
 
-
+# %% ../nbs/11_pretrained.ipynb #3dc6f865
 def _open_safetensors(path: Path) -> dict[str, Stored]:
     try: file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error: raise ValueError(f"{path} is damaged ({error}): fetch it again.") from None
     return {name: Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name)) for name in file.keys()}
 
-
+# %% ../nbs/11_pretrained.ipynb #2e4776f0
 def _open_pickle(path: Path) -> dict[str, Stored]:
     try: state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # code or damage: UnpicklingError, RuntimeError, EOFError, KeyError, …
         raise ValueError(f"{path} is damaged, or holds code, which is never run ({type(error).__name__}): use a folder with safetensors.") from None
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()): raise ValueError(f"{path} is no dictionary of tensors: use a folder with safetensors.")
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f"{path} is no dictionary of tensors: use a folder with safetensors.")
     return {name: Stored(tuple(x.shape), partial(state.__getitem__, name)) for name, x in state.items()}
 
-# %% ../nbs/11_pretrained.ipynb #cb00cf6a
+# %% ../nbs/11_pretrained.ipynb #fc38ee28
 def _read_json(path: Path) -> dict:
     "A JSON object, or one sentence that names the file."
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist: a Hugging Face folder has it.")
@@ -299,16 +301,17 @@ def _read_json(path: Path) -> dict:
     if not isinstance(value, dict): raise ValueError(f"{path} is damaged (it holds no object): fetch it again.")
     return value
 
-
+# %% ../nbs/11_pretrained.ipynb #3bcb202e
 def _part_files(index: Path) -> list[Path]:
     "The files that an index names, all of them beside it."
     names = sorted(set(_read_json(index).get("weight_map", {}).values()))
     if not names or any(Path(name).name != name for name in names): raise ValueError(f"{index} is damaged: it should name files beside it.")
     for name in names:
-        if not (index.parent / name).is_file(): raise FileNotFoundError(f"{index.parent / name} is missing, and {index.name} names it: fetch it again.")
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(f"{index.parent / name} is missing, and {index.name} names it: fetch it again.")
     return [index.parent / name for name in names]
 
-
+# %% ../nbs/11_pretrained.ipynb #1a8dac9b
 def open_weights(folder: Path) -> dict[str, Stored]:
     "All tensors of a folder by name, none of them read yet: safetensors, else pickles that hold no code."
     for name, reader in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
@@ -317,28 +320,29 @@ def open_weights(folder: Path) -> dict[str, Stored]:
         if paths: return {name: stored for part in map(reader, paths) for name, stored in part.items()}
     raise FileNotFoundError(f"{folder} holds no weights: model.safetensors (or model.safetensors.index.json and its files) is missing.")
 
-# %% ../nbs/11_pretrained.ipynb #e1cda16f
+# %% ../nbs/11_pretrained.ipynb #7114c046
 def _complete_names(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
     "Their names with the prefix that older files leave out."
     return {name if name.startswith((family.prefix, "lm_head.")) else family.prefix + name: x for name, x in stored.items()}
 
-
+# %% ../nbs/11_pretrained.ipynb #e19bd114
 def check_weights(copies: list[Copy], stored: dict[str, Stored], family: Family, tied: bool) -> None:
     "ValueError that names every tensor that is missing, left over, or of a wrong shape."
     wanted = {copy.theirs: copy.shape for copy in copies}
     harmless = family.harmless + ((r"^lm_head\.weight$",) if tied else ())
     extra = [name for name in stored if name not in wanted and not any(re.search(pattern, name) for pattern in harmless)]
     problems = [f"{name} is missing" for name in wanted if name not in stored] + [f"{name} is left over" for name in extra]
-    problems += [f"{name} has shape {stored[name].shape}, not {shape}" for name, shape in wanted.items() if name in stored and stored[name].shape != shape]
+    unlike = {name: shape for name, shape in wanted.items() if name in stored and stored[name].shape != shape}
+    problems += [f"{name} has shape {stored[name].shape}, not {shape}" for name, shape in unlike.items()]
     if problems: raise ValueError(f"the weights do not fit config.json: {'; '.join(problems)}.")
 
-# %% ../nbs/11_pretrained.ipynb #005cc3a6
+# %% ../nbs/11_pretrained.ipynb #eea98772
 def _load(name: str, stored: dict[str, Stored]) -> Tensor:
     tensor = stored[name].load()
     if not tensor.is_floating_point(): raise ValueError(f"{name} holds {tensor.dtype}: packed or quantised weights cannot be read.")
     return tensor
 
-
+# %% ../nbs/11_pretrained.ipynb #850430b7
 @torch.no_grad()
 def fill_model(model: GPT, copies: list[Copy], stored: dict[str, Stored]) -> None:
     "Copy tensor by tensor, in the model's dtype and to its device. Two sources of one part must be equal."
@@ -346,10 +350,12 @@ def fill_model(model: GPT, copies: list[Copy], stored: dict[str, Stored]) -> Non
     for copy in copies:
         source, target = _load(copy.theirs, stored), copy.part(own[copy.ours])
         again = (copy.ours, copy.start) in done
-        if again and not torch.equal(target, source.to(target)): raise ValueError(f"{copy.theirs} differs from its partner: a gated MLP with relu can be read only where gate and up are one matrix.")
         if not again: target.copy_(source)
+        elif not torch.equal(target, source.to(target)):
+            raise ValueError(f"{copy.theirs} differs from its partner: a gated MLP with relu can be read only where gate and up are one matrix.")
         done.add((copy.ours, copy.start))
-    if model.config.tied_head and "lm_head.weight" in stored and not torch.equal(model.head.weight, _load("lm_head.weight", stored).to(model.head.weight)):
+    if not model.config.tied_head or "lm_head.weight" not in stored: return
+    if not torch.equal(model.head.weight, _load("lm_head.weight", stored).to(model.head.weight)):
         raise ValueError("lm_head.weight is not the embedding, and tie_word_embeddings in config.json says that it is.")
 
 # %% ../nbs/11_pretrained.ipynb #0e063417
@@ -360,28 +366,29 @@ def _empty_model(config: GPTConfig, dtype: torch.dtype, device: str | torch.devi
     if config.tied_head: model.head.weight = model.embedding.weight
     return model.eval()
 
-# %% ../nbs/11_pretrained.ipynb #7ffc35c3
+# %% ../nbs/11_pretrained.ipynb #f67e22d3
 def _eos_token(folder: Path) -> str | None:
     "The text of the end-of-text token, where the folder names it."
     path = folder / "tokenizer_config.json"
     token = _read_json(path).get("eos_token") if path.is_file() else None
     return token["content"] if isinstance(token, dict) else token
 
-
+# %% ../nbs/11_pretrained.ipynb #39b4dc1e
 def _json_tokenizer(path: Path, eos: str | None, end: int | None) -> HFTokenizer:
     "tokenizer.json, ending texts with the token `eos`, or with that of the id `end` where no text is known."
     tokenizer = HFTokenizer(path, eos)
     return tokenizer if tokenizer.eos_id is not None or end is None else HFTokenizer(path, tokenizer.decode([end]))
 
-
+# %% ../nbs/11_pretrained.ipynb #807a154a
 def _gpt2_tokenizer(folder: Path, kind: str, eos: str | None) -> BPETokenizer:
     "vocab.json and merges.txt. They do not say how text is cut into pieces, and only GPT-2's way is certain."
-    if kind != "gpt2": raise ValueError(f"{folder} has vocab.json and merges.txt but no tokenizer.json, which says how {kind} cuts text into pieces: fetch tokenizer.json too.")
+    if kind != "gpt2":
+        raise ValueError(f"{folder} has vocab.json and merges.txt but no tokenizer.json, which says how {kind} cuts text into pieces: fetch tokenizer.json too.")
     files = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}
     facts = dict(pattern="gpt2", special_tokens=[eos or "<|endoftext|>"])
     return BPETokenizer._from_files(facts, files)
 
-
+# %% ../nbs/11_pretrained.ipynb #5230fb33
 def read_tokenizer(folder: Path, hf: dict):  # what config.json says
     "The folder's tokenizer, or None: our own files first, then tokenizer.json, vocab.json with merges.txt, tokenizer.model."
     has, eos, end = lambda name: (folder / name).is_file(), _eos_token(folder), hf.get("eos_token_id")
@@ -438,7 +445,7 @@ def _one_epsilon(model: GPT) -> tuple[GPTConfig, dict[str, Tensor]]:
         if ".qkv." in name: weights[name] = (tensor * scale.to(tensor).view(-1, *[1] * (tensor.dim() - 1))).to(tensor.dtype)
     return replace(c, qk_norm_eps=c.norm_eps), weights
 
-# %% ../nbs/11_pretrained.ipynb #3b24aae1
+# %% ../nbs/11_pretrained.ipynb #f4e596cc
 def _write_tokenizer(folder: Path, tokenizer) -> None:
     "Our own files, from which the equal tokenizer is read, and what transformers needs beside them."
     tokenizer.save(folder)
@@ -448,7 +455,7 @@ def _write_tokenizer(folder: Path, tokenizer) -> None:
     facts = dict(tokenizer_class=kinds[type(tokenizer)], add_prefix_space=False, bos_token=eos, eos_token=eos, unk_token=eos)
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-
+# %% ../nbs/11_pretrained.ipynb #099945c3
 def to_pretrained(
     folder: str | Path,  # made where it is missing
     model: GPT,

@@ -344,7 +344,7 @@ def _attention_controls(config, text: str) -> dict[str, widgets.Widget]:
         "head": widgets.Dropdown(options=heads, description="head", **narrow),
     }
 
-# %% ../nbs/support/widgets.ipynb #562dd0a6
+# %% ../nbs/support/widgets.ipynb #3a03a72b
 class AttentionExplorer(Explorer):
     "Type a text, pick a layer and a head, and point at a token: what it looks at is shaded."
     def __init__(self, model, tokenizer, text: str = "", max_tokens: int = 64):
@@ -353,6 +353,7 @@ class AttentionExplorer(Explorer):
         c = _attention_controls(model.config, text)
         for name, trait in (("layer", "layer"), ("head", "pick")): widgets.jslink((c[name], "index"), (self.view, trait))
         super().__init__(c, [c["text"], widgets.HBox([c["layer"], c["head"]]), self.note, self.view], tuple(c))
+        self.wait()   # the first picture belongs to the cell, or a page exported from the notebook would lack it
 
     def draw(self) -> None:
         "Show the chosen head; the model reads again only when the text has changed."
