@@ -269,8 +269,9 @@ def cache_mask(
 
 # %% ../nbs/02_attention.ipynb #bcdebf2a
 def _per_head(mask: Tensor | None) -> Tensor | None:
-    "(B, T, S) to (B, 1, T, S): one mask a row, the same for all its heads."
-    return mask[:, None] if mask is not None and mask.dim() == 3 and mask.dtype == torch.bool else mask
+    "A mask (B, T, S) to (B, 1, T, S), one a row for all its heads; a bias (H, T, S) to (1, H, T, S), one a head for all rows."
+    if mask is None or mask.dim() != 3: return mask
+    return mask[:, None] if mask.dtype == torch.bool else mask[None]
 
 
 def attend(
@@ -284,7 +285,7 @@ def attend(
     T, S = q.shape[2], k.shape[2]
     if v.shape[2] != S: raise ValueError(f"There are {S} keys and {v.shape[2]} values; every key needs its value.")
     if mask is None and T > 1 and T != S: mask = causal_mask(T, S, q.device)  # a chunk that continues a cache
-    mask = _per_head(mask) if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
+    if mask is not None: mask = _per_head(mask if mask.dtype == torch.bool else mask.to(q.dtype))
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T == S, enable_gqa=q.shape[1] != k.shape[1])
 
 # %% ../nbs/02_attention.ipynb #8174f84e
@@ -347,4 +348,4 @@ class MultiHeadAttention(nn.Module):
         q, k, _ = self.project(x, positions)
         k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)  # (B, H, T, D)
         mask = causal_mask(x.shape[1], device=x.device) if mask is None else mask
-        return attention_weights(q, k, _per_head(mask)) if mask.dtype == torch.bool else attention_weights(q, k, bias=mask)
+        return attention_weights(q, k, _per_head(mask)) if mask.dtype == torch.bool else attention_weights(q, k, bias=_per_head(mask))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'SinusoidalPositions', 'Positions', 'GPTConfig', 'positions_of', 'soft_cap', 'GPT', 'parameter_count',
-           'matmul_weights', 'flops_per_token']
+           'matmul_weights', 'flops_per_token', 'Memory', 'training_memory']
 
 # %% ../nbs/04_gpt.ipynb #733408f9
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import KVCache, RingCache, RopeScaling, RopeTables, alibi_bias, cache_mask, document_mask, head_sizes, rope_tables, sees
-from .block import MLPS, NORM_POSITIONS, NORMS, Block, choose, make_norm, sinusoidal_positions
+from .block import MLPS, NORM_POSITIONS, NORMS, Block, choose, default_d_ff, make_norm, sinusoidal_positions
 
 # %% ../nbs/04_gpt.ipynb #e0e17e2c
 class SinusoidalPositions(nn.Module):
@@ -287,3 +287,39 @@ def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     N are the `matmul_weights`: a multiply and an add forward, twice that backward. The second part is attention's scores and
     mixing over all T positions; that causal attention could skip half of them is not subtracted."""
     return 6 * matmul_weights(config) + 12 * config.n_layers * config.n_heads * config.head_size * seq_len
+
+# %% ../nbs/04_gpt.ipynb #d984bce3
+class Memory(NamedTuple):
+    "Bytes that training holds at the end of a forward pass."
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+# how many wide tensors forward keeps for backward: of d_model for a norm, its output included, of d_ff for an MLP
+_KEPT = {"layernorm": 2, "rmsnorm": 3} | {"gelu": 2, "gelu_tanh": 2, "relu2": 2, "swiglu": 3}
+
+
+def _kept_per_token(c: GPTConfig) -> int:
+    "Numbers a token that forward keeps."
+    H, K, D, d_ff = *head_sizes(c.d_model, c.n_heads, c.n_kv_heads, c.d_head), c.d_ff or default_d_ff(c.mlp, c.d_model)
+    norm = _KEPT[c.norm] * c.d_model
+    attention = (2 * H + 2 * K) * D + H + (2 * (H + K) * D if c.qk_norm else 0)   # q, k, v, result, its normaliser
+    return c.n_layers * (2 * norm + attention + _KEPT[c.mlp] * d_ff) + norm + c.vocab_size * (2 if c.logit_softcap else 1)
+
+
+def training_memory(
+    config: GPTConfig,
+    batch_size: int,
+    seq_len: int,
+    bytes_per_number: int = 4,   # float32
+    optimizer_numbers: int = 2,  # for each weight: AdamW keeps two averages
+) -> Memory:
+    "What a training step holds, by counting; attention's own T×T weights are never stored (Dao et al. 2022), but a mask or a bias is."
+    with torch.device("meta"): n = parameter_count(GPT(config)) * bytes_per_number
+    positions, window = POSITIONS[config.positions], config.sliding_window or seq_len
+    shared = 2 * seq_len * config.head_size if positions.turns else 0
+    if positions.bias: shared += config.n_heads * seq_len**2
+    elif window < seq_len: shared += config.n_layers * seq_len**2
+    return Memory(n, n, optimizer_numbers * n, bytes_per_number * (batch_size * seq_len * _kept_per_token(config) + shared))
