@@ -379,22 +379,20 @@ def _json_tokenizer(path: Path, eos: str | None, end: int | None) -> HFTokenizer
     tokenizer = HFTokenizer(path, eos)
     return tokenizer if tokenizer.eos_id is not None or end is None else HFTokenizer(path, tokenizer.decode([end]))
 
-# %% ../nbs/11_pretrained.ipynb #807a154a
-def _gpt2_tokenizer(folder: Path, kind: str, eos: str | None) -> BPETokenizer:
+# %% ../nbs/11_pretrained.ipynb #11bfdabd
+def _gpt2_tokenizer(folder: Path, kind: str) -> BPETokenizer:
     "vocab.json and merges.txt. They do not say how text is cut into pieces, and only GPT-2's way is certain."
     if kind != "gpt2":
         raise ValueError(f"{folder} has vocab.json and merges.txt but no tokenizer.json, which says how {kind} cuts text into pieces: fetch tokenizer.json too.")
-    files = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}
-    facts = dict(pattern="gpt2", special_tokens=[eos or "<|endoftext|>"])
-    return BPETokenizer._from_files(facts, files)
+    return BPETokenizer.from_gpt2(folder)
 
-# %% ../nbs/11_pretrained.ipynb #5230fb33
+# %% ../nbs/11_pretrained.ipynb #0b1a73b4
 def read_tokenizer(folder: Path, hf: dict):  # what config.json says
     "The folder's tokenizer, or None: our own files first, then tokenizer.json, vocab.json with merges.txt, tokenizer.model."
     has, eos, end = lambda name: (folder / name).is_file(), _eos_token(folder), hf.get("eos_token_id")
     if has("tokenizer_kind.json"): return load_tokenizer(folder)
     if has("tokenizer.json"): return _json_tokenizer(folder / "tokenizer.json", eos, end[0] if isinstance(end, list) else end)
-    if has("vocab.json") and has("merges.txt"): return _gpt2_tokenizer(folder, hf["model_type"], eos)
+    if has("vocab.json") and has("merges.txt"): return _gpt2_tokenizer(folder, hf["model_type"])
     return SentencePieceTokenizer(folder / "tokenizer.model") if has("tokenizer.model") else None
 
 # %% ../nbs/11_pretrained.ipynb #d0adb35e
@@ -445,17 +443,17 @@ def _one_epsilon(model: GPT) -> tuple[GPTConfig, dict[str, Tensor]]:
         if ".qkv." in name: weights[name] = (tensor * scale.to(tensor).view(-1, *[1] * (tensor.dim() - 1))).to(tensor.dtype)
     return replace(c, qk_norm_eps=c.norm_eps), weights
 
-# %% ../nbs/11_pretrained.ipynb #f4e596cc
+# %% ../nbs/11_pretrained.ipynb #2c70bf22
 def _write_tokenizer(folder: Path, tokenizer) -> None:
     "Our own files, from which the equal tokenizer is read, and what transformers needs beside them."
     tokenizer.save(folder)
-    kinds = {BPETokenizer: "GPT2Tokenizer", HFTokenizer: "PreTrainedTokenizerFast"}
-    if type(tokenizer) not in kinds or getattr(tokenizer, "pattern", "gpt2") != "gpt2": return
+    if isinstance(tokenizer, BPETokenizer): tokenizer.to_hf(folder / "tokenizer.json")
+    if not (folder / "tokenizer.json").is_file(): return  # characters and sentencepiece: for this course alone
     eos = None if tokenizer.eos_id is None else tokenizer.decode([tokenizer.eos_id])
-    facts = dict(tokenizer_class=kinds[type(tokenizer)], add_prefix_space=False, bos_token=eos, eos_token=eos, unk_token=eos)
+    facts = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token=eos, eos_token=eos)
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../nbs/11_pretrained.ipynb #099945c3
+# %% ../nbs/11_pretrained.ipynb #08dfd74c
 def to_pretrained(
     folder: str | Path,  # made where it is missing
     model: GPT,
@@ -463,7 +461,7 @@ def to_pretrained(
 ) -> Path:               # the folder
     """Write a folder that `transformers.AutoModelForCausalLM` loads with the same logits. ValueError where no family expresses the model.
 
-    Needs room for one more copy of the weights."""
+    Needs memory for one more copy of the weights. `AutoTokenizer` reads a BPETokenizer and an HFTokenizer; the other kinds are for this course alone."""
     folder, model = Path(folder), getattr(model, "_orig_mod", model)
     config, weights = _one_epsilon(model)
     kind = choose_family(config)

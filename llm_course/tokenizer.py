@@ -11,12 +11,17 @@ import hashlib
 import json
 import operator
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, lru_cache, partial
 from heapq import heapify, heappop, heappush
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import regex
 
 # %% ../nbs/01_tokenizer.ipynb #e4221907
@@ -57,24 +62,42 @@ def _token_list(special_tokens: Iterable[str]) -> list[str]:
 def _splitter(
     special_tokens: Iterable[str],  # texts with an id of their own
 ) -> regex.Pattern:                 # its split(text) alternates plain text and special tokens
-    "A pattern that cuts a text at its special tokens, the longest first; with none, one that never matches."
+    "A pattern that finds special tokens, the longest first; with none, one that never matches."
     longest_first = sorted(_token_list(special_tokens), key=len, reverse=True)
     return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+
+# %% ../nbs/01_tokenizer.ipynb #e5e5efa1
+def _spans(
+    text: str,
+    special: regex.Pattern,              # from _splitter
+) -> Iterator[tuple[int, int, bool]]:    # (begin, end, is it a special token?)
+    "The stretches of plain text and the special tokens between them, in order; no text is copied."
+    begin = 0
+    for found in special.finditer(text):
+        if begin < found.start(): yield begin, found.start(), False
+        yield *found.span(), True
+        begin = found.end()
+    if begin < len(text): yield begin, len(text), False
 
 # %% ../nbs/01_tokenizer.ipynb #fdc8331c
 class _Tokenizer:
     "What all tokenizers share. Each kind adds `encode_ordinary`, `_decode`, `_files` and `_from_files`."
     def _set_special(self, special: dict[str, int]):
-        self._special, self.special_tokens, self._split = special, list(special), _splitter(special).split
+        self._special, self.special_tokens, self._special_pattern = special, list(special), _splitter(special)
         self.eos_id = special.get(_EOS)
-
-    def _parts(self, text: str, read) -> Iterator[Iterable[int]]:
-        for i, part in enumerate(self._split(_need_text(text))):
-            yield (self._special[part],) if i % 2 else read(part)
 
     def encode(self, text: str) -> list[int]:
         "The ids of `text`, in which each special token becomes its own id (the longest first)."
-        return list(chain.from_iterable(self._parts(text, self.encode_ordinary)))
+        ids = []
+        for begin, end, special in _spans(_need_text(text), self._special_pattern):
+            part = text[begin:end]
+            ids += [self._special[part]] if special else self.encode_ordinary(part)
+        return ids
+
+    def encode_batch(self, texts: Iterable[str], processes: int | None = None) -> Iterator[np.ndarray]:
+        "The ids of `encode_ordinary(text)` for each text, as uint32 arrays in order; a large input is spread over `processes` (None: one a core)."
+        here, there = partial(_encode_all, self), partial(_encode_all, tuple(self._files().items()))
+        return chain.from_iterable(_spread(here, there, _gather(_each_text(texts), 1 << 19), processes, alone=6))
 
     def decode(self, ids: Iterable[int]) -> str:
         "The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id that does not exist."
@@ -142,9 +165,10 @@ class CharTokenizer(_Tokenizer):
     def _from_files(cls, facts, files): return cls(facts["characters"], facts["special_tokens"])
 
 # %% ../nbs/01_tokenizer.ipynb #e88f8194
+_ENDINGS = {"gpt2": r"'(?:[sdmt]|ll|ve|re)", "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"}
 _PATTERNS = {
-    "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
-    "gpt4": r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+    "gpt2": _ENDINGS["gpt2"] + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": _ENDINGS["gpt4"] + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
 def _pattern(name: str) -> regex.Pattern:
@@ -152,16 +176,151 @@ def _pattern(name: str) -> regex.Pattern:
     if name in _PATTERNS: return regex.compile(_PATTERNS[name])
     raise ValueError(f"pattern {name!r} is unknown: choose one of {', '.join(_PATTERNS)}")
 
+# %% ../nbs/01_tokenizer.ipynb #9394be23
+_OTHER, _LETTER, _NUMBER, _SPACE, _NEWLINE = range(5)
+
+@cache
+def _kinds() -> np.ndarray:  # (0x110000,) uint8, indexed by code point
+    "What each character is to the patterns: punctuation and all the rest, letter, number, white space, line break."
+    characters, kinds = "".join(map(chr, range(0x40000))), np.zeros(0x110000, np.uint8)  # beyond, all are _OTHER
+    for kind, pattern in ((_LETTER, r"\p{L}+"), (_NUMBER, r"\p{N}+"), (_SPACE, r"\s+"), (_NEWLINE, r"[\r\n]+")):
+        for run in regex.finditer(pattern, characters): kinds[run.start():run.end()] = kind
+    return kinds
+
+# %% ../nbs/01_tokenizer.ipynb #49ecbb3b
+def _starts_gpt2(
+    code: np.ndarray,   # (T,) code points
+    kinds: np.ndarray,  # (T,) their kinds
+) -> np.ndarray:        # (T + 1,) bool, the last for the end of the text
+    "A run of one kind is a piece. It takes a space before it along; other white space before it stands alone."
+    space, kinds = kinds >= _SPACE, np.minimum(kinds, _SPACE)
+    starts = np.ones(len(code) + 1, bool)
+    starts[1:-1] = (kinds[1:] != kinds[:-1]) & (code[:-1] != ord(" "))
+    starts[:-2] |= space[:-1] & ~space[1:]
+    return starts
+
+# %% ../nbs/01_tokenizer.ipynb #19a87087
+def _neighbour(values: np.ndarray, offset: int, beyond) -> np.ndarray:
+    "`values[i + offset]` for each i, and `beyond` where there is none."
+    shifted = np.roll(values, -offset)
+    shifted[slice(None, -offset) if offset < 0 else slice(-offset, None)] = beyond
+    return shifted
+
+# %% ../nbs/01_tokenizer.ipynb #5f81eca1
+def _starts_gpt4(
+    code: np.ndarray,   # (T,) code points
+    kinds: np.ndarray,  # (T,) their kinds
+) -> np.ndarray:        # (T + 1,) bool, the last for the end of the text
+    "As `_starts_gpt2`, by GPT-4's rules: which runs of one kind go on with a piece that began before them?"
+    starts = np.ones(len(code) + 1, bool)
+    starts[1:-1] = kinds[1:] != kinds[:-1]
+    first, end = (runs := np.flatnonzero(starts))[:-1], runs[1:]
+    kind, before, spaced = kinds[first], _neighbour(kinds, -1, 9)[first], _neighbour(code, -1, 0)[first] == ord(" ")
+    before_that, after = _neighbour(kind, -2, 9), _neighbour(kind, 1, 9)
+    leads = (kind == _OTHER) & (end - first == 1) & ~spaced                    # one sign, before letters
+    goes_on = np.select([kind == _OTHER, kind == _LETTER, kind == _SPACE, kind == _NEWLINE], [
+        spaced,
+        (before == _SPACE) | _neighbour(leads, -1, False),
+        (before == _NEWLINE) & (before_that != _OTHER) & (after == _NEWLINE),  # between line breaks
+        (before == _OTHER) | (before == _SPACE)], False)
+    starts[first[goes_on]] = False
+    starts[end[(kind == _SPACE) & (after < _SPACE)] - 1] = True                # the last one leads, or stands alone
+    for a, b in zip(first[long := (kind == _NUMBER) & (end - first > 3)], end[long]): starts[a:b:3] = True
+    return starts
+
+# %% ../nbs/01_tokenizer.ipynb #78577726
+_RULES = {"gpt2": _starts_gpt2, "gpt4": _starts_gpt4}
+
+def _starts(text: str, pattern: str) -> list[int]:
+    "Where the pieces that `_pattern(pattern)` finds in `text` begin, and the length of the text."
+    code = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    kinds = _kinds()[code]
+    starts, ending = _RULES[pattern](code, kinds), regex.compile(_ENDINGS[pattern]).match
+    for i in np.flatnonzero(starts[:-2] & (code[:-1] == ord("'")) & (kinds[1:] == _LETTER)).tolist():
+        if found := ending(text, i): starts[i + 1], starts[found.end()] = False, True
+    return np.flatnonzero(starts).tolist()
+
+# %% ../nbs/01_tokenizer.ipynb #59ca2854
+_GAP = regex.compile(r"(?<=\S)(?= )|(?<=[\p{L}\p{N}])(?=\s)|(?<=\S[\r\n])(?=[\p{L}\p{N}])")
+
+def _blocks(text: str, begin: int, end: int, size: int = 1 << 14) -> Iterator[str]:
+    "`text[begin:end]` in blocks of about `size` characters, cut where a piece begins by either pattern."
+    while begin < end:
+        gap = _GAP.search(text, begin + size, end)
+        yield text[begin:(begin := gap.start() if gap else end)]
+
+# %% ../nbs/01_tokenizer.ipynb #75051cbc
+def _pieces(text: str, pattern: str, begin: int = 0, end: int | None = None) -> Iterator[list[str]]:
+    "The pieces of `text[begin:end]`, block by block: what `_pattern(pattern).findall` gives, in memory that does not grow."
+    findall = _pattern(pattern).findall
+    for block in _blocks(text, begin, len(text) if end is None else end):
+        if len(block) < 1000: yield findall(block)
+        else: yield [block[a:b] for a, b in pairwise(_starts(block, pattern))]
+
+# %% ../nbs/01_tokenizer.ipynb #02f2878b
+def _plain(texts: Iterable[str], special: regex.Pattern, size: int) -> Iterator[str]:
+    "What stands between the special tokens of all texts, in blocks of about `size` characters at most."
+    for text in _each_text(texts):
+        for begin, end, is_special in _spans(text, special):
+            if not is_special: yield from _blocks(text, begin, end, size)
+
+# %% ../nbs/01_tokenizer.ipynb #8e4bf7f5
+def _gather(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
+    "The texts in lists of at least `size` characters; the last list may have fewer."
+    batch, room = [], size
+    for text in texts:
+        batch.append(text)
+        room -= len(text)
+        if room <= 0:
+            yield batch
+            batch, room = [], size
+    if batch: yield batch
+
+# %% ../nbs/01_tokenizer.ipynb #d5c9be87
+def _count_batch(batch: list[str], pattern: str) -> Counter[str]:
+    "How often each piece occurs in a list of texts."
+    counts = Counter()
+    for text in batch:
+        for pieces in _pieces(text, pattern): counts.update(pieces)
+    return counts
+
+# %% ../nbs/01_tokenizer.ipynb #4f8244a0
+def _spread(
+    here: Callable,          # what is done with the first `alone` items
+    there: Callable,         # and with the rest, if there is a rest, over processes; it must pickle
+    items: Iterator,
+    processes: int | None,   # None: one a core; 1: all is done here
+    alone: int,
+) -> Iterator:               # the results, in the order of the items
+    "Processes take a moment to start, so only a large input gets them, and the first items are done meanwhile."
+    processes, waiting = processes or os.cpu_count(), deque()
+    first, rest = (items, []) if processes == 1 else (list(islice(items, alone)), list(islice(items, 1)))
+    if not rest: yield from map(here, first); return
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            items, submit = chain(rest, items), lambda item: waiting.append(pool.submit(there, item))
+            for item in islice(items, 2 * processes): submit(item)
+            yield from map(here, first)
+            for item in items:  # two items a process are on their way, so memory stays constant
+                yield waiting.popleft().result()
+                submit(item)
+            while waiting: yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise RuntimeError("the worker processes ended early: a script must call this under `if __name__ == '__main__':`, "
+                           "or with processes=1") from None
+
 # %% ../nbs/01_tokenizer.ipynb #bdd295fb
 def _count_pieces(
-    texts: Iterable[str],  # read once, one at a time
-    pattern: str,          # name of a pre-tokenization pattern
-    special_tokens,        # cut out of the texts: no piece holds one
-) -> dict[bytes, int]:     # how often each piece occurs
-    "Count the pre-tokens of all texts. Memory grows with the different pieces, not with the text."
-    counts, findall, split = Counter(), _pattern(pattern).findall, _splitter(special_tokens).split
-    for text in _each_text(texts):
-        for part in split(text)[::2]: counts.update(findall(part))
+    texts: Iterable[str],          # read once, one at a time
+    pattern: str,                  # name of a pre-tokenization pattern
+    special_tokens,                # cut out of the texts: no piece holds one
+    processes: int | None = None,  # None: one a core, once there are more than `alone` batches
+    alone: int = 8,
+) -> dict[bytes, int]:             # how often each piece occurs
+    "Count the pieces of all texts. Memory grows with the different pieces, not with the text."
+    batches = _gather(_plain(texts, _splitter(special_tokens), size=1 << 22))
+    counts, count = Counter(), partial(_count_batch, pattern=pattern)
+    for part in _spread(count, count, batches, processes, alone): counts.update(part)
     return {_utf8(piece): n for piece, n in counts.items()}
 
 # %% ../nbs/01_tokenizer.ipynb #38b2be98
@@ -205,9 +364,11 @@ def _merge(
     return made
 
 # %% ../nbs/01_tokenizer.ipynb #a42c9c80
+_INVERTED = bytes(range(255, -1, -1))
+
 def _downwards(token: bytes) -> str:
     "A key that sorts byte strings from the greatest to the least."
-    return token.translate(bytes(range(255, -1, -1))).decode("latin-1") + "\u0100"
+    return token.translate(_INVERTED).decode("latin-1") + "\u0100"
 
 # %% ../nbs/01_tokenizer.ipynb #6ba88d91
 def _learn_merges(
@@ -280,29 +441,103 @@ class _PieceIds(dict):
         return ids
 
 # %% ../nbs/01_tokenizer.ipynb #84811e24
+@cache
 def _byte_letters() -> dict[int, str]:
     "GPT-2's printable letter for each byte (Radford et al. 2019): a printable byte stands for itself, the others follow from U+0100."
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
+def _spell(token: bytes) -> str: return "".join(map(_byte_letters().__getitem__, token))
+
+@cache
+def _letter_bytes() -> dict[str, int]: return {letter: b for b, letter in _byte_letters().items()}
+
+def _unspell(word: str) -> bytes: return bytes(map(_letter_bytes().__getitem__, word))
+
 # %% ../nbs/01_tokenizer.ipynb #6e90a76c
 def _gpt2_files(vocab: dict[int, bytes], merges: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
     "vocab.json and merges.txt as GPT-2 has them."
-    letters = _byte_letters()
-    spell = lambda token: "".join([letters[b] for b in token])
-    lines = ["#version: 0.2", *(f"{spell(a)} {spell(b)}" for a, b in merges)]
-    ids = json.dumps({spell(token): i for i, token in vocab.items()}, ensure_ascii=False)
+    lines = ["#version: 0.2", *(f"{_spell(a)} {_spell(b)}" for a, b in merges)]
+    ids = json.dumps({_spell(token): i for i, token in vocab.items()}, ensure_ascii=False)
     return {"vocab.json": _utf8(ids), "merges.txt": _utf8("\n".join(lines) + "\n")}
 
 # %% ../nbs/01_tokenizer.ipynb #387988b3
 def _read_gpt2_files(files: dict[str, bytes]) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
     "The vocabulary and merges of vocab.json and merges.txt."
-    byte = {letter: b for b, letter in _byte_letters().items()}
-    read = lambda word: bytes([byte[c] for c in word])
     lines = [line for line in files["merges.txt"].decode("utf-8").split("\n") if line and not line.startswith("#version")]
-    return ({i: read(word) for word, i in json.loads(files["vocab.json"]).items()},
-            [(read(a), read(b)) for a, b in (line.split(" ") for line in lines)])
+    return ({i: _unspell(word) for word, i in json.loads(files["vocab.json"]).items()},
+            [(_unspell(a), _unspell(b)) for a, b in (line.split(" ") for line in lines)])
+
+# %% ../nbs/01_tokenizer.ipynb #2547ce1f
+_HF_CUTS = {  # how tokenizer.json spells our two patterns
+    "gpt2": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "gpt4": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": _PATTERNS["gpt4"]}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
+}
+
+def _hf_json(bpe) -> str:
+    "The text of a tokenizer.json that gives the ids of a BPETokenizer."
+    flags, names = ("single_word", "lstrip", "rstrip", "normalized"), {i: token for token, i in bpe._special.items()}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
+             "byte_fallback": False, "ignore_merges": False, "vocab": {names.get(i) or _spell(token): i for i, token in bpe.vocab.items()},
+             "merges": [[_spell(a), _spell(b)] for a, b in bpe.merges]}
+    added = [{"id": i, "content": token, **dict.fromkeys(flags, False), "special": True} for i, token in sorted(names.items())]
+    parts = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+             "pre_tokenizer": _HF_CUTS[bpe.pattern], "post_processor": None, "decoder": _HF_CUTS["gpt2"], "model": model}
+    return json.dumps(parts, ensure_ascii=False, indent=1)
+
+# %% ../nbs/01_tokenizer.ipynb #0f5447e7
+def _hf_pattern(facts: dict) -> str:
+    "The pattern of a parsed tokenizer.json. Raises ValueError, with all the reasons, if it does what BPETokenizer does not."
+    model, odd = facts["model"], []
+    if model.get("type", "BPE") != "BPE": odd.append(f"a {model['type']} model")
+    odd += [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges") if model.get(name)]
+    if facts.get("normalizer"): odd.append("a normalizer")
+    odd += [f"the added token {t['content']!r}" for t in facts["added_tokens"] if not t["special"] or t["lstrip"] or t["rstrip"] or t["single_word"]]
+    same = [name for name, cut in _HF_CUTS.items() if _bare(cut) == _bare(facts["pre_tokenizer"])]
+    if not same: odd.append("another pre-tokenizer")
+    if odd: raise ValueError(f"this tokenizer.json has {', '.join(odd)}, which BPETokenizer cannot follow: load it with HFTokenizer")
+    return same[0]
+
+def _bare(cut: dict | None) -> dict:
+    "A pre-tokenizer without what changes no id."
+    cut = {"use_regex": True} | (cut or {})
+    return {name: list(map(_bare, part)) if name == "pretokenizers" else part for name, part in cut.items() if name != "trim_offsets"}
+
+# %% ../nbs/01_tokenizer.ipynb #bb102d11
+class _Exchange:
+    "How a BPETokenizer reads and writes the files of others."
+    @classmethod
+    def from_gpt2(cls, folder, special_tokens: list[str] | None = None, pattern: str = "gpt2") -> "BPETokenizer":
+        "Read vocab.json and merges.txt. Special tokens, if not given, are the entries that no merge makes."
+        vocab, merges = _read_gpt2_files({name: (Path(folder) / name).read_bytes() for name in ("vocab.json", "merges.txt")})
+        made = {a + b for a, b in merges}
+        if special_tokens is None: special_tokens = [t.decode("utf-8") for t in vocab.values() if len(t) > 1 and t not in made]
+        return cls(vocab, merges, special_tokens, pattern)
+
+    @classmethod
+    def from_hf(cls, path) -> "BPETokenizer":
+        "Read a tokenizer.json that holds a byte-level BPE with one of our patterns; ValueError for any other."
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or not {"model", "added_tokens", "pre_tokenizer"} <= set(facts): raise ValueError(f"{path} is no tokenizer.json")
+        pattern, special, model = _hf_pattern(facts), {t["content"]: t["id"] for t in facts["added_tokens"]}, facts["model"]
+        vocab = {i: _unspell(word) for word, i in model["vocab"].items() if word not in special}
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        return cls(vocab | {i: _utf8(token) for token, i in special.items()}, [(_unspell(a), _unspell(b)) for a, b in pairs], list(special), pattern)
+
+    def to_hf(self, path) -> Path:
+        "Write a tokenizer.json that gives the same ids in Hugging Face `tokenizers` and `transformers`."
+        return _write_files(Path(path).parent, {Path(path).name: _utf8(_hf_json(self))}) / Path(path).name
+
+    def to_tiktoken(self, name: str = "llm_course"):
+        "A `tiktoken.Encoding` with the same ids. Raises ValueError where they do not follow the order of the merges: tiktoken merges by id."
+        tokens, id_of = [a + b for a, b in self.merges], {token: i for i, token in self.vocab.items()}
+        ids = list(map(id_of.__getitem__, tokens))
+        if ids != sorted(set(ids)): raise ValueError("the ids do not follow the order of the merges, and tiktoken merges by id: encode with this tokenizer itself")
+        ranks = {token: id_of[token] for token in [bytes([b]) for b in range(256)] + tokens}
+        return _need_library("tiktoken", "to_tiktoken").Encoding(name, pat_str=_PATTERNS[self.pattern], mergeable_ranks=ranks, special_tokens=self._special)
 
 # %% ../nbs/01_tokenizer.ipynb #acb5f550
 def _check_bpe(
@@ -325,13 +560,13 @@ def _check_bpe(
 
 # %% ../nbs/01_tokenizer.ipynb #1d19b1f6
 def _train_bpe(
-    texts: Iterable[str], vocab_size: int, special_tokens: list[str], pattern: str
+    texts: Iterable[str], vocab_size: int, special_tokens: list[str], pattern: str, processes: int | None
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
     "The vocabulary, special tokens last, and the merges that `texts` give."
     fixed = 256 + len(special_tokens)
     if vocab_size < fixed:
         raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and the special tokens need {fixed}, so ask for more")
-    pieces = _count_pieces(texts, pattern, special_tokens)
+    pieces = _count_pieces(texts, pattern, special_tokens, processes)
     if not pieces: raise ValueError("there is no text to learn from: texts is empty")
     merges = _learn_merges(pieces, vocab_size - fixed)
     if (reached := fixed + len(merges)) < vocab_size:
@@ -341,7 +576,7 @@ def _train_bpe(
     return dict(enumerate(tokens)), merges
 
 # %% ../nbs/01_tokenizer.ipynb #c4a4741f
-class BPETokenizer(_Tokenizer):
+class BPETokenizer(_Exchange, _Tokenizer):
     "Byte-level byte-pair encoding: any text has ids, and `decode(encode(text)) == text`."
     def __init__(
         self,
@@ -351,24 +586,29 @@ class BPETokenizer(_Tokenizer):
         pattern: str = "gpt2",                    # pre-tokenization: "gpt2" or "gpt4"
     ):
         self.vocab, self.merges, self.pattern = dict(sorted(vocab.items())), [tuple(m) for m in merges], pattern
+        _pattern(pattern)
         self._set_special(_check_bpe(self.vocab, self.merges, _token_list(special_tokens or ())))
-        self.vocab_size, self._cut, self._ids = len(self.vocab), _pattern(pattern), _PieceIds(self.vocab, self.merges)
+        self.vocab_size, self._ids = len(self.vocab), _PieceIds(self.vocab, self.merges)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, special_tokens: Iterable[str] = (_EOS,),
-              pattern: str = "gpt2") -> "BPETokenizer":
-        "Ids: the 256 bytes, the merges in order, the special tokens. Raises ValueError where the text runs out of pairs."
+              pattern: str = "gpt2", processes: int | None = None) -> "BPETokenizer":
+        "Ids: the 256 bytes, the merges in order, the special tokens. Raises ValueError where the text runs out of pairs; large input is counted by `processes` (None: one a core)."
         special_tokens = _token_list(special_tokens)
-        return cls(*_train_bpe(texts, vocab_size, special_tokens, pattern), special_tokens, pattern)
+        return cls(*_train_bpe(texts, vocab_size, special_tokens, pattern, processes), special_tokens, pattern)
 
     def encode_ordinary(self, text: str) -> list[int]:
         "The ids of `text`, in which special tokens are plain text: what documents and prompts go through."
-        return list(chain.from_iterable(map(self._ids.__getitem__, self._cut.findall(_need_text(text)))))
+        ids = []
+        for pieces in _pieces(_need_text(text), self.pattern): ids.extend(chain.from_iterable(map(self._ids.__getitem__, pieces)))
+        return ids
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         "The ids of `encode(text)` for each text in turn, one by one, in constant memory."
-        read = lambda part: chain.from_iterable(self._ids[piece[0]] for piece in self._cut.finditer(part))
-        return chain.from_iterable(chain.from_iterable(self._parts(text, read)) for text in _each_text(texts))
+        for text in _each_text(texts):
+            for begin, end, special in _spans(text, self._special_pattern):
+                if special: yield self._special[text[begin:end]]
+                else: yield from chain.from_iterable(self._ids[piece] for pieces in _pieces(text, self.pattern, begin, end) for piece in pieces)
 
     def _decode(self, ids): return b"".join(map(self.vocab.__getitem__, ids)).decode("utf-8", errors="replace")
     def _files(self):
@@ -501,13 +741,32 @@ def _restore(files: dict[str, bytes]) -> _Tokenizer:
     facts = _facts(files["tokenizer_kind.json"])
     return _KINDS[facts["kind"]][0]._from_files(facts, files)
 
+# %% ../nbs/01_tokenizer.ipynb #8de36f6d
+@lru_cache(maxsize=1)
+def _kept(files: tuple[tuple[str, bytes], ...]) -> _Tokenizer:
+    "The tokenizer that wrote `files`, the same one at every call."
+    return _restore(dict(files))
+
+def _encode_all(tokenizer, texts: list[str]) -> list[np.ndarray]:
+    "The ids of each text as uint32; `tokenizer` may come as its files, from another process."
+    tokenizer = _kept(tokenizer) if isinstance(tokenizer, tuple) else tokenizer
+    return [np.array(tokenizer.encode_ordinary(text), np.uint32) for text in texts]
+
 # %% ../nbs/01_tokenizer.ipynb #fc20696c
+def _foreign(folder: Path) -> _Tokenizer | None:
+    "The tokenizer of a folder that another library wrote, known by its files; None if there is none."
+    readers = {"tokenizer.json": lambda: HFTokenizer(folder / "tokenizer.json"), "merges.txt": lambda: BPETokenizer.from_gpt2(folder),
+               "tokenizer.model": lambda: SentencePieceTokenizer(folder / "tokenizer.model")}
+    return next((read() for name, read in readers.items() if (folder / name).is_file()), None)
+
+# %% ../nbs/01_tokenizer.ipynb #203aa9c9
 def load_tokenizer(
-    folder,          # where a tokenizer's save(folder) wrote it
+    folder,          # where a tokenizer's save(folder) wrote it, or one with another library's files
 ) -> _Tokenizer:     # of the kind that was saved, and equal to it
     "Read a saved tokenizer. Raises FileNotFoundError for a missing file, ValueError for a damaged one."
     folder, kind_file = Path(folder), "tokenizer_kind.json"
     try:
+        if not (folder / kind_file).exists() and (foreign := _foreign(folder)): return foreign
         files = {kind_file: (folder / kind_file).read_bytes()}
         names = _KINDS[_facts(files[kind_file])["kind"]][1]
         return _restore(files | {name: (folder / name).read_bytes() for name in names})

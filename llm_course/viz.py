@@ -125,9 +125,13 @@ def plot_loss(
     return ax.figure
 
 # %% ../nbs/support/viz.ipynb #54da42fb
-def show_token(text: str) -> str:
-    r"A token's text with white space made visible: `show_token(' a\n') -> '·a⏎'`."
-    return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "→").replace("\r", "␍") or "∅"
+_VISIBLE = {i: 0x2400 + i for i in range(32)} | {ord(" "): "·", ord("\n"): "⏎", ord("\t"): "→", 127: "␡"}
+_VISIBLE |= {0xDC00 + b: f"⟨{b:02X}⟩" for b in range(128, 256)}  # what "surrogateescape" makes of a byte that is no character
+
+def show_token(text: str | bytes) -> str:
+    r"A token's text with white space made visible, and its bytes where they are no text: `show_token(b' a\n\xf0') -> '·a⏎⟨F0⟩'`."
+    if isinstance(text, bytes): text = text.decode("utf-8", "surrogateescape")
+    return text.translate(_VISIBLE) or "∅"
 
 # %% ../nbs/support/viz.ipynb #22e3f8c1
 def plot_heatmap(
@@ -224,7 +228,7 @@ def plot_bars(
 
 # %% ../nbs/support/viz.ipynb #f9ec7fb3
 def plot_tokens(
-    rows: Mapping[str, Sequence[str]], # name of a row: the texts of its tokens
+    rows: Mapping[str, Sequence[str | bytes]], # name of a row: its tokens
     title: str = "",
     width: float = 9,                  # inches
     columns: int = 72,                 # characters in a line, then the row goes on in the next

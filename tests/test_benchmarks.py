@@ -1,0 +1,20 @@
+"The benchmarks run and print their tables; what the tables say is for a quiet machine."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(name, *arguments):
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_tokenizer(tmp_path):
+    (tmp_path / "small.txt").write_text("\n\n".join(f"Passage {i} is about the number {i * i}, and about nothing else. " * 4 for i in range(300)))
+    said = run("tokenizer.py", "--corpus", str(tmp_path / "small.txt"), "--vocab-size", "320", "--repeats", "1", "--memory-mb", "0")
+    assert "medians of 1 runs" in said and said.count("as fast") >= 9 and "tiktoken (Rust), one thread" in said
