@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'next_token_rows', 'plot_next_token', 'Explorer', 'replay_merges', 'Token', 'read_tokens', 'TokenStrip',
-           'StepSlider', 'TokenizerExplorer', 'Playground']
+           'StepSlider', 'TokenizerExplorer', 'Playground', 'attention_maps', 'AttentionExplorer']
 
 # %% ../nbs/support/widgets.ipynb #1de965b7
 import html
@@ -19,7 +19,7 @@ import ipywidgets as widgets
 import torch
 import traitlets
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sampling import generate_text, next_logits, prompt_ids, sampling_logits
 from .tokenizer import BPETokenizer, _pattern, _splitter, decode_stream
@@ -446,3 +446,159 @@ class Playground(Explorer):
         "Start a text from the controls as they stand, with this seed; the next press takes the next seed."
         self.worker.start(writing=_stream(self.output, self.model, self.tokenizer, self.values))
         self.controls["seed"].value += 1
+
+# %% ../nbs/support/widgets.ipynb #1eb22f81
+@torch.inference_mode()
+def attention_maps(
+    model,
+    ids: Tensor,  # (T,) at least one id, at most max_seq_len
+) -> Tensor:      # (L, H, T, T) float32: layers, heads, and in each map row t is where token t looks
+    "Where every head of every layer looks while the model reads `ids`."
+    model, maps, here = getattr(model, "_orig_mod", model), [], threading.get_ident()
+    def look(attention: nn.Module, args: tuple):
+        if threading.get_ident() == here: maps.append(attention.attention_weights(*args[:3])[0].float().cpu())  # another widget may use the model now
+    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+    training = model.training
+    try: model.eval()(torch.as_tensor(ids, device=next(model.parameters()).device)[None])
+    finally:
+        model.train(training)
+        for hook in hooks: hook.remove()
+    return torch.stack(maps)
+
+# %% ../nbs/support/widgets.ipynb #18d9d6ce
+_ATTENTION_DRAW = """
+const BLUE = (weight) => `rgba(0, 114, 178, ${Math.sqrt(weight)})`;
+const percent = (weight) => `${Math.round(100 * weight)} %`;
+
+function reader(model) {
+  const [T, H, layer, pick] = [model.get("tokens").length, model.get("heads"), model.get("layer"), model.get("pick")];
+  const bytes = model.get("weights");
+  const head = (h, t, s) => bytes.getUint8(((layer * H + h) * T + t) * T + s) / 255;
+  if (pick > 0) return (t, s) => head(pick - 1, t, s);
+  return (t, s) => { let sum = 0; for (let h = 0; h < H; h++) sum += head(h, t, s); return sum / H; };
+}
+
+function drawMap(canvas, at, T, row) {
+  const size = Math.max(4, Math.min(16, Math.floor(384 / T))), pen = canvas.getContext("2d");
+  canvas.width = canvas.height = size * T;
+  for (let t = 0; t < T; t++) for (let s = 0; s <= t; s++) {
+    pen.fillStyle = BLUE(at(t, s));
+    pen.fillRect(s * size, t * size, size, size);
+  }
+  pen.strokeStyle = "#D55E00";
+  pen.lineWidth = 2;
+  pen.strokeRect(1, row * size + 1, (row + 1) * size - 2, Math.max(2, size - 2));
+}
+"""
+
+# %% ../nbs/support/widgets.ipynb #4a468223
+_ATTENTION_WORDS = """
+function shade(words, at, row) {
+  [...words.children].forEach((word, s) => {
+    const weight = s <= row ? at(row, s) : 0;
+    Object.assign(word.style, { background: BLUE(weight), color: weight > 0.8 ? "white" : "" });
+    word.setAttribute("aria-selected", s === row);
+    word.tabIndex = s === row ? 0 : -1;
+  });
+}
+
+function say(tokens, at, row) {
+  const looks = tokens.slice(0, row + 1).map((text, s) => [at(row, s), text]).sort((a, b) => b[0] - a[0]);
+  return `${tokens[row]} looks at  ` + looks.slice(0, 5).filter(([weight]) => weight >= 0.005).map(([weight, text]) => `${text} ${percent(weight)}`).join(",  ");
+}
+
+function label(text, choose) {
+  const word = document.createElement("span");
+  Object.assign(word, { textContent: text, onmouseenter: () => choose(false), onfocus: () => choose(false), onclick: () => choose(true) });
+  word.setAttribute("role", "option");
+  return word;
+}
+"""
+
+# %% ../nbs/support/widgets.ipynb #1afbdd6b
+_ATTENTION_RENDER = """
+function render({ model, el }) {
+  el.innerHTML = `<div class="llm-attention"><div><div class="words" role="listbox" data-lm-suppress-shortcuts="true" aria-label="tokens: choose the one that looks"></div>
+    <div class="said" aria-live="polite"></div></div><canvas role="img" aria-label="attention map: rows look, columns are looked at"></canvas></div>`;
+  const [words, said, canvas] = [".words", ".said", "canvas"].map((name) => el.querySelector(name));
+  let row = 0;
+  const choose = (t, focus = false) => {
+    const tokens = model.get("tokens"), at = reader(model);
+    if (!tokens.length) return;
+    row = Math.max(0, Math.min(tokens.length - 1, t));
+    shade(words, at, row);
+    said.textContent = say(tokens, at, row);
+    drawMap(canvas, at, tokens.length, row);
+    if (focus) words.children[row].focus();
+  };
+  const again = () => choose(row), build = () => {
+    words.replaceChildren(...model.get("tokens").map((text, t) => label(text, (focus) => (focus || t !== row) && choose(t, focus))));
+    choose(words.children.length - 1);
+  };
+  const keys = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
+  words.onkeydown = (event) => event.key in keys && (event.preventDefault(), choose(row + keys[event.key], true));
+  canvas.onmousemove = (event) => choose(Math.floor((event.offsetY / canvas.clientHeight) * words.children.length));
+  model.on("change:weights", build);
+  model.on("change:layer change:pick", again);
+  build();
+}
+export default { render };
+"""
+
+# %% ../nbs/support/widgets.ipynb #747f7582
+_ATTENTION_CSS = """
+.llm-attention { display: flex; flex-wrap: wrap; gap: 16px; padding: 8px; color: var(--jp-ui-font-color1, inherit); }
+.llm-attention > div { flex: 1 1 260px; }
+.llm-attention .words { display: flex; flex-wrap: wrap; gap: 3px; font-family: var(--jp-code-font-family, monospace); line-height: 1.6; }
+.llm-attention .words span { padding: 0 3px; border-radius: 3px; white-space: pre; cursor: pointer; outline-offset: 1px; }
+.llm-attention .words [aria-selected="true"] { outline: 2px solid #D55E00; }
+.llm-attention .said { margin-top: 10px; min-height: 3.2em; white-space: pre-wrap; }
+.llm-attention canvas { align-self: start; max-width: 100%; border: 1px solid var(--jp-border-color2, #bbb); }
+"""
+
+class _AttentionView(anywidget.AnyWidget):
+    "The tokens and the map of one head; all heads' weights are in the browser, one byte each."
+    _esm, _css = _ATTENTION_DRAW + _ATTENTION_WORDS + _ATTENTION_RENDER, _ATTENTION_CSS
+    tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    weights = traitlets.Bytes().tag(sync=True)   # (L, H, T, T), 255 is 1
+    heads = traitlets.Int().tag(sync=True)       # H
+    layer = traitlets.Int().tag(sync=True)
+    pick = traitlets.Int().tag(sync=True)        # 0: the mean of all heads, 1: head 0, …
+
+    def show(self, tokens: list[str], maps: Tensor) -> None:  # (L, H, T, T)
+        "Send another text and its maps, in one message."
+        with self.hold_sync(): self.heads, self.tokens, self.weights = maps.shape[1], tokens, (maps * 255).round().byte().numpy().tobytes()
+
+# %% ../nbs/support/widgets.ipynb #855ff12e
+def _attention_controls(config, text: str) -> dict[str, widgets.Widget]:
+    "What the reader can change, by name."
+    narrow = dict(layout=widgets.Layout(width="17em"), style={"description_width": "4em"})
+    heads = [("mean of heads", "mean"), *((f"head {i}", i) for i in range(config.n_heads))]
+    return {
+        "text": _TextBox(text, description="text", style=narrow["style"], layout=widgets.Layout(width="98%", height="4.5em")),
+        "layer": widgets.Dropdown(options=[(f"layer {i}", i) for i in range(config.n_layers)], description="layer", **narrow),
+        "head": widgets.Dropdown(options=heads, description="head", **narrow),
+    }
+
+# %% ../nbs/support/widgets.ipynb #3a03a72b
+class AttentionExplorer(Explorer):
+    "Type a text, pick a layer and a head, and point at a token: what it looks at is shaded."
+    def __init__(self, model, tokenizer, text: str = "", max_tokens: int = 64):
+        self.model, self.tokenizer, self.max_tokens, self._seen = model, tokenizer, min(max_tokens, model.config.max_seq_len), None
+        self.view, self.note = _AttentionView(), widgets.HTML()
+        c = _attention_controls(model.config, text)
+        for name, trait in (("layer", "layer"), ("head", "pick")): widgets.jslink((c[name], "index"), (self.view, trait))
+        super().__init__(c, [c["text"], widgets.HBox([c["layer"], c["head"]]), self.note, self.view], tuple(c))
+        self.wait()   # the first picture belongs to the cell, or a page exported from the notebook would lack it
+
+    def draw(self) -> None:
+        "Show the chosen head; the model reads again only when the text has changed."
+        if self._seen != self.values["text"]: self._read(self.values["text"])
+        with self.view.hold_sync(): self.view.layer, self.view.pick = self.controls["layer"].index, self.controls["head"].index
+
+    def _read(self, text: str) -> None:
+        ids = prompt_ids(self.model, self.tokenizer, text)
+        seen = ids[:self.max_tokens]
+        self.view.show([show_token(self.tokenizer.decode([i])) for i in seen], attention_maps(self.model, seen))
+        self.note.value = "" if seen == ids else f"The first {len(seen)} of {len(ids)} tokens are shown."
+        self._seen = text

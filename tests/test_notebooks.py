@@ -82,6 +82,11 @@ def test_tokenizer_and_corpus_import_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, env=ENV, timeout=60)
 
 
+def test_pretrained_imports_no_hugging_face_library():
+    code = "import sys, llm_course.pretrained; sys.exit(bool({'transformers', 'huggingface_hub', 'tokenizers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENV, timeout=60)
+
+
 @each_notebook
 def test_committed_outputs(path):
     text = path.read_text(encoding="utf-8")
