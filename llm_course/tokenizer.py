@@ -704,8 +704,8 @@ class HFTokenizer(_Tokenizer):
         source,                        # the path of a tokenizer.json, or a tokenizers.Tokenizer
         eos_token: str | None = _EOS,  # eos_id is its id; None where the vocabulary lacks it
     ):
-        self._json = Path(source).read_text(encoding="utf-8") if isinstance(source, (str, Path)) else source.to_str()
-        self._hf = _read_hf(self._json)
+        self._hf = _read_hf(Path(source).read_text(encoding="utf-8") if isinstance(source, (str, Path)) else source.to_str())
+        self._json = self._hf.to_str()  # however the file was laid out, equal tokenizers have equal text
         added = sorted(self._hf.get_added_tokens_decoder().items())
         self._set_special({token.content: i for i, token in added if token.special})
         self.eos_token, self.eos_id = eos_token, None if eos_token is None else self._hf.token_to_id(eos_token)
