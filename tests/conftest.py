@@ -12,8 +12,14 @@ tokenizer: {vocab_size: 600}
 model: {n_layers: 2, n_heads: 2, d_model: 32, max_seq_len: 256}
 train: {max_steps: 40, batch_size: 4, seq_len: 256, warmup_steps: 2, eval_every: 20, eval_batches: 2}
 save_every: 5
+keep: null
 eval: {documents: 10, stories: 4, show: 6}
 """
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
+    if not config.option.markexpr: config.option.markexpr = "not slow"
 
 
 class Shell:
