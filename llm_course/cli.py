@@ -13,6 +13,7 @@ import argparse
 import difflib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,6 +25,7 @@ from functools import wraps
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -359,7 +361,7 @@ def llm_train(argv: list[str]) -> int:
     tokenizer, data, held_out = open_data(config)
     run, c = data_folder("runs", config), config.train
     config.model.vocab_size = tokenizer.vocab_size
-    torch.manual_seed(c.seed)
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed): set_seed(c.seed)
     model = GPT(config.model)
     model.to(c.device)
     optimizer, batches = make_optimizer(model, c), Batches(data, c.batch_size, c.seq_len, seed=c.seed)
