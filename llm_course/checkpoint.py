@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['weights_of', 'read_weights', 'set_weights', 'random_states', 'set_random_states', 'read_config', 'resolve_checkpoint',
-           'save_checkpoint', 'load_checkpoint', 'load_model']
+           'best_checkpoint', 'remove_checkpoint', 'save_checkpoint', 'load_checkpoint', 'load_model']
 
 # %% ../nbs/08_checkpoint.ipynb #be15398e
 import hashlib
+import math
 import os
 import random
 import re
@@ -92,13 +93,18 @@ def read_config(folder: str | Path) -> dict:
     if config.get("format") != 1: raise ValueError(f"{path} has format {config.get('format')}, this version reads format 1: update llm_course.")
     return config
 
+# %% ../nbs/08_checkpoint.ipynb #39f68112
+def _checkpoints(run: Path) -> list[Path]:
+    "The whole checkpoints of a run, by step."
+    return sorted((path for path in run.glob("step-*") if (path / "config.yaml").is_file()), key=lambda path: (len(path.name), path.name))
+
 # %% ../nbs/08_checkpoint.ipynb #ff625778
 def resolve_checkpoint(folder: str | Path) -> Path:
     "The checkpoint that a folder is, or, for a run, the one that its `latest` file names."
     folder = Path(folder)
     if (folder / "config.yaml").is_file(): return folder
     if not folder.is_dir(): raise FileNotFoundError(f"{folder} does not exist: give a run, or a checkpoint in it.")
-    saved = sorted(path.name for path in folder.glob("step-*") if (path / "config.yaml").is_file())
+    saved = [path.name for path in _checkpoints(folder)]
     latest = folder / "latest"
     if not latest.is_file():
         if saved: return folder / saved[-1]   # stopped between the first checkpoint and its `latest`
@@ -138,7 +144,7 @@ def _check_tokenizer(model: nn.Module, tokenizer) -> None:
         raise ValueError(f"{tokenizer!r} has {tokenizer.vocab_size} tokens, the model knows {size}: this tokenizer does not belong to this model.")
 
 # %% ../nbs/08_checkpoint.ipynb #367560a7
-def _fill(folder: Path, step: int, model, tokenizer, optimizer, batches, config) -> None:
+def _fill(folder: Path, step: int, model, tokenizer, optimizer, batches, config, valid_loss) -> None:
     "Write every file of a checkpoint into an empty folder, and wait until they are on the disk."
     save_file({name: tensor.contiguous() for name, tensor in weights_of(model).items()}, folder / "model.safetensors")
     if tokenizer is not None: tokenizer.save(folder)
@@ -149,7 +155,8 @@ def _fill(folder: Path, step: int, model, tokenizer, optimizer, batches, config)
         state |= {"step": step, "random": random_states(), "threads": torch.get_num_threads()}
         torch.save(state, folder / "training" / "state.pt")
     _write_sums(folder)
-    config = {"format": 1, "step": step, **_sections(config), "model": asdict(getattr(model, "_orig_mod", model).config)}
+    measured = {} if valid_loss is None else {"valid_loss": float(valid_loss)}
+    config = {"format": 1, "step": step, **measured, **_sections(config), "model": asdict(getattr(model, "_orig_mod", model).config)}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     for path in folder.rglob("*"):
         if path.is_dir(): sync_folder(path)
@@ -178,6 +185,34 @@ def _install(temporary: Path, final: Path) -> None:
     with atomic_file(final.parent / "latest") as file: file.write(f"{final.name}\n".encode())
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/08_checkpoint.ipynb #d51633b6
+def _valid_loss(checkpoint: Path) -> float:
+    "The validation loss that a checkpoint was saved with; infinity where there is none."
+    try: loss = read_config(checkpoint).get("valid_loss")
+    except ValueError: loss = None
+    return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
+
+# %% ../nbs/08_checkpoint.ipynb #a1f3165c
+def best_checkpoint(run: str | Path) -> Path | None:
+    "The checkpoint of a run with the lowest validation loss, the first of equals; None where none was measured."
+    best = min(_checkpoints(Path(run)), key=_valid_loss, default=None)
+    return best if best and _valid_loss(best) < math.inf else None
+
+# %% ../nbs/08_checkpoint.ipynb #717998fa
+def remove_checkpoint(folder: Path) -> None:
+    "Delete a checkpoint; a crash in between leaves it whole, or nothing that is called one."
+    doomed = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+# %% ../nbs/08_checkpoint.ipynb #f4a82614
+def _prune(latest: Path, keep: int) -> None:
+    "Delete what is older than the last `keep` checkpoints up to `latest`, but for the best."
+    saved, best = _checkpoints(latest.parent), best_checkpoint(latest.parent)
+    for path in saved[:saved.index(latest) + 1][:-keep]:
+        if path != best: remove_checkpoint(path)
+
 # %% ../nbs/08_checkpoint.ipynb #0fff8e49
 def save_checkpoint(
     run: str | Path,  # the run's folder, made where it is missing
@@ -187,20 +222,25 @@ def save_checkpoint(
     optimizer=None,   # with state_dict(); where this and batches are None, there is no training/
     batches=None,     # with state_dict()
     config=None,      # a mapping of sections, a dataclass of sections, or one dataclass, kept as `train`
+    valid_loss: float | None = None, # as measured at this step, by which `best_checkpoint` chooses
+    keep: int | None = None,         # then delete all but the last `keep` and the best; None: delete nothing
 ) -> Path:            # run/step-NNNNNNN
     "Save all that a run is at this step. A crash, a kill or a full disk leaves the checkpoints before it whole."
     _check_tokenizer(model, tokenizer)
+    if keep is not None and keep < 1: raise ValueError(f"keep is {keep}; it must be at least 1, or None to keep all.")
     run, final = Path(run), Path(run) / f"step-{step:07d}"
     run.mkdir(parents=True, exist_ok=True)
+    sync_folder(run.parent)
     _sweep(run)
     temporary = run / f".tmp-{final.name}"
     try:
         temporary.mkdir()
-        _fill(temporary, step, model, tokenizer, optimizer, batches, config)
+        _fill(temporary, step, model, tokenizer, optimizer, batches, config, valid_loss)
         _install(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:   # a full disk has all of these faces
         raise OSError(f"{final} was not saved ({error}): is the disk full? Checkpoints saved before are whole.") from error
     finally: shutil.rmtree(temporary, ignore_errors=True)
+    if keep is not None: _prune(final, keep)
     return final
 
 # %% ../nbs/08_checkpoint.ipynb #e9879a7e

@@ -6,14 +6,14 @@
 __all__ = ['CorpusConfig', 'TokenizerConfig', 'SampleConfig', 'EvalConfig', 'TrackConfig', 'RunConfig', 'fields_of',
            'load_config', 'base_yaml', 'is_tales', 'run_name', 'data_folder', 'newest_model', 'shown', 'command',
            'corpus_documents', 'train_tokenizer', 'corpus_documents_all', 'get_tokenizer', 'llm_tokenize',
-           'stop_signals', 'open_data', 'token_floor', 'remove_checkpoint', 'llm_train', 'plot_run', 'llm_eval',
-           'llm_generate', 'bundle']
+           'stop_signals', 'open_data', 'token_floor', 'llm_train', 'plot_run', 'llm_eval', 'llm_generate', 'bundle']
 
 # %% ../nbs/90_cli.ipynb #8a959baf
 import argparse
 import difflib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -25,12 +25,13 @@ from functools import wraps
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, load_model, read_config, resolve_checkpoint, save_checkpoint
+from .checkpoint import best_checkpoint, load_checkpoint, load_model, read_config, remove_checkpoint, resolve_checkpoint, save_checkpoint
 from .corpus import Tales, load_documents, project_root
 from .dataloader import Batches, TokenDataset, write_tokens
 from .evaluation import bits_per_byte, floor_gap, judge_stories, perplexity, sample_stories, story_rates
@@ -47,6 +48,7 @@ class CorpusConfig:
     "Which text (see `load_documents`)."
     source: str = "tales:50000"
     max_documents: int | None = None # a limit for each split, for endless streams
+    shard_tokens: int = 2**24        # ids in a file; a stop costs no more than the file that was being written
 
 # %% ../nbs/90_cli.ipynb #1bdb7396
 @dataclass
@@ -90,7 +92,8 @@ class TrackConfig:
 class RunConfig:
     "Every setting of a run. `name` names its folders in data/; None: the corpus's name."
     name: str | None = None
-    save_every: int = 500             # steps between checkpoints; there is always one at the end
+    save_every: int = 500             # steps between checkpoints; there is always one at the end, and one at each new lowest validation loss
+    keep: int | None = 3              # the last checkpoints that stay, besides the best; None: all
     plot: str | None = None           # another place for the loss curve, beside the run's own loss.png
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -137,7 +140,7 @@ def _read_yaml(path: Path, seen: tuple = ()) -> DictConfig:
     except Exception as error: raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig): raise ValueError(f"{path} should hold keys and values, such as 'train:' and below it '  max_steps: 100'")
     parent = config.pop("extends", None)
-    config.pop("format", None), config.pop("step", None)  # a checkpoint's config.yaml is a config too
+    for key in ("format", "step", "valid_loss"): config.pop(key, None)  # a checkpoint's config.yaml is a config too
     _check_keys(config, str(path))
     return OmegaConf.merge(_read_yaml(path.parent / parent, (*seen, path.resolve())), config) if parent else config
 
@@ -263,13 +266,13 @@ def get_tokenizer(config: RunConfig):
 # %% ../nbs/90_cli.ipynb #e2922ffd
 @command
 def llm_tokenize(argv: list[str]) -> None:
-    "Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to data/processed/NAME."
+    "Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to data/processed/NAME. Stopped and run again, it goes on."
     args = _parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
     config = load_config(args.config, args.settings)
     tokenizer, folder = get_tokenizer(config), data_folder("processed", config)
     for split in ("train", "valid"):
         documents = tqdm(corpus_documents(config, split), desc=f"{split:9}", unit=" documents", disable=None)
-        counts = write_tokens(folder, documents, tokenizer, split)["splits"][split]
+        counts = write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens)["splits"][split]
         print(f"{split:11} {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
               f"{counts['bytes'] / counts['tokens']:.2f} bytes a token -> {shown(folder)}")
 
@@ -318,17 +321,16 @@ def _new_or_resumed(run: Path, resume: bool, fresh: bool, model, optimizer, batc
         for path in [*run.glob("step-*")]: remove_checkpoint(path)
     return 0
 
-# %% ../nbs/90_cli.ipynb #ca728e8e
-def remove_checkpoint(folder: Path) -> None:
-    "Delete a checkpoint; its config goes first, so that half a deletion is no checkpoint."
-    (folder / "config.yaml").unlink()
-    for path in sorted(folder.rglob("*"), reverse=True): path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
+# %% ../nbs/90_cli.ipynb #d9dc4bd3
+def _is_best(run: Path, valid_loss: float | None) -> bool:
+    "Whether a validation loss is below that of each checkpoint of the run."
+    best = best_checkpoint(run)
+    return valid_loss is not None and (best is None or valid_loss < read_config(best)["valid_loss"])
 
 # %% ../nbs/90_cli.ipynb #dc903cd9
 def _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start) -> bool:
     "Train with a progress bar, log, save; True when it was stopped by a signal before its last step."
-    save = lambda step: save_checkpoint(run, step, model, tokenizer, optimizer, batches, config)
+    save = lambda record: save_checkpoint(run, record.step, model, tokenizer, optimizer, batches, config, record.valid_loss, config.keep)
     bar = tqdm(total=config.train.max_steps, initial=start, unit=" steps", disable=None)
     with Tracker(run, start, config.track.tensorboard, config.track.wandb) as tracker, stop_signals() as stopped, bar:
         for record in train(model, batches, config.train, optimizer, valid, start):
@@ -337,8 +339,8 @@ def _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start)
             bar.set_postfix_str(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s", refresh=False)
             if record.valid_loss is not None:
                 tqdm.write(f"step {record.step:,}: validation loss {record.valid_loss:.4f}", file=sys.stdout)
-            if stopped or record.step == config.train.max_steps or record.step % config.save_every == 0:
-                save(record.step)
+            if stopped or record.step == config.train.max_steps or record.step % config.save_every == 0 or _is_best(run, record.valid_loss):
+                save(record)
             if stopped: return record.step < config.train.max_steps
     return False
 
@@ -359,7 +361,7 @@ def llm_train(argv: list[str]) -> int:
     tokenizer, data, held_out = open_data(config)
     run, c = data_folder("runs", config), config.train
     config.model.vocab_size = tokenizer.vocab_size
-    torch.manual_seed(c.seed)
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed): set_seed(c.seed)
     model = GPT(config.model)
     model.to(c.device)
     optimizer, batches = make_optimizer(model, c), Batches(data, c.batch_size, c.seq_len, seed=c.seed)
@@ -370,6 +372,7 @@ def llm_train(argv: list[str]) -> int:
     stopped = _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start)
     for path in plot_run(run, token_floor(config, data), config.plot): print(f"loss curve  {shown(path)}")
     print(f"checkpoint  {shown(resolve_checkpoint(run))}")
+    if best := best_checkpoint(run): print(f"best        {shown(best)}, validation loss {read_config(best)['valid_loss']:.4f}")
     if not stopped: return 0
     print(f"stopped; to go on: {' '.join(['llm_train', *(a for a in argv if a not in ('--fresh', '--resume')), '--resume'])}")
     return 130

@@ -8,13 +8,14 @@ __all__ = ['sync_folder', 'atomic_file', 'read_meta', 'write_tokens', 'TokenData
 
 # %% ../nbs/05_dataloader.ipynb #8819370a
 import errno
-import io
+import hashlib
 import json
 import os
+import shutil
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,69 +58,135 @@ def read_meta(folder: str | Path) -> dict:
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist: write the tokens first, with write_tokens or llm_tokenize.")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        known = meta["format"] == 1 and {"dtype", "vocab_size", "tokenizer", "splits"} <= set(meta)
+        known = meta["format"] == 2 and {"dtype", "vocab_size", "tokenizer", "splits"} <= set(meta)
     except (ValueError, KeyError, TypeError): known = False
-    if not known: raise ValueError(f"{path} is damaged or of another format than 1: write the tokens again.")
+    if not known: raise ValueError(f"{path} is damaged or of another format than 2: write the tokens again.")
     return meta
 
 # %% ../nbs/05_dataloader.ipynb #26e4a854
-def _meta_for(folder: Path, tokenizer) -> dict:
-    "The folder's meta where it was written with this tokenizer, else a new one without splits."
-    new = {"format": 1, "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
-           "vocab_size": tokenizer.vocab_size, "tokenizer": fingerprint(tokenizer), "splits": {}}
-    try: old = read_meta(folder)
-    except (FileNotFoundError, ValueError): return new
-    return old if {**old, "splits": {}} == new else new
+def _new_meta(tokenizer) -> dict:
+    "The meta of a folder in which this tokenizer has written no split yet."
+    return {"format": 2, "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            "vocab_size": tokenizer.vocab_size, "tokenizer": fingerprint(tokenizer), "splits": {}}
 
 # %% ../nbs/05_dataloader.ipynb #f8746103
-def _write_meta(folder: Path, meta: dict) -> None:
-    with atomic_file(folder / "meta.json") as file: file.write(json.dumps(meta, indent=2).encode() + b"\n")
+def _write_json(path: Path, value) -> None:
+    with atomic_file(path) as file: file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 # %% ../nbs/05_dataloader.ipynb #26f6315b
-def _stream(file, documents: Iterable[str], tokenizer, dtype: str) -> tuple[array, int]:
-    "Write eos + ids + eos for each document; return where each starts (and the end), and the bytes of text."
-    offsets, n_bytes, eos = array("q", [0]), 0, tokenizer.eos_id
-    for text in documents:
-        ids = np.array([eos, *tokenizer.encode_ordinary(text), eos], dtype)
-        file.write(ids.data)
-        offsets.append(offsets[-1] + len(ids))
-        n_bytes += len(text.encode("utf-8"))
-    return offsets, n_bytes
+def _add_text(text_sum, text: str) -> int:
+    "Update the SHA-256 of a run of texts by one more; return its bytes. The length goes in too, so that two texts are not one."
+    data = text.encode("utf-8")
+    text_sum.update(len(data).to_bytes(8, "little") + data)
+    return len(data)
+
+# %% ../nbs/05_dataloader.ipynb #eb893d43
+def _write_shard(
+    path: Path,                                 # without the ending
+    encoded: Iterator[tuple[np.ndarray, str]],  # ids and text of each document; read until the shard is full
+    dtype: str,
+    eos: int,
+    limit: int,                                 # a shard is full when it has this many ids
+) -> dict:                                      # what it holds
+    "Write eos + ids + eos for each document to `.bin`, and where each starts (and the end) to `.offsets.npy`."
+    offsets, n_bytes, text_sum, ids_sum = array("q", [0]), 0, hashlib.sha256(), hashlib.sha256()
+    with atomic_file(path.with_suffix(".bin")) as file:
+        for ids, text in encoded:
+            row = np.full(len(ids) + 2, eos, dtype)
+            row[1:-1] = ids
+            file.write(row.data)
+            ids_sum.update(row.data)
+            offsets.append(offsets[-1] + len(row))
+            n_bytes += _add_text(text_sum, text)
+            if offsets[-1] >= limit: break
+    with atomic_file(path.with_suffix(".offsets.npy")) as file: np.save(file, np.asarray(offsets))
+    return {"file": f"{path.parent.name}/{path.name}.bin", "documents": len(offsets) - 1, "tokens": offsets[-1], "bytes": n_bytes,
+            "sha256": ids_sum.hexdigest(), "text_sha256": text_sum.hexdigest()}
+
+# %% ../nbs/05_dataloader.ipynb #613194c4
+def _begin(
+    folder: Path, split: str, meta: dict
+) -> tuple[Path, Path, list[dict]]:  # the folder to write into, the other one, and the shards that are finished
+    "Find where an earlier call was stopped, and throw away what this tokenizer cannot use."
+    try: live = read_meta(folder)["splits"].get(split, {}).get("folder")
+    except (FileNotFoundError, ValueError): live = None
+    work, other = (folder / f"{split}-{x}" for x in ("ba" if live == f"{split}-a" else "ab"))
+    (other / "shards.json").unlink(missing_ok=True)    # a finished split has none
+    try: progress = json.loads((work / "shards.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError): progress = {}
+    if progress.get("meta") != meta: shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    return work, other, progress["shards"] if progress.get("meta") == meta else []
+
+# %% ../nbs/05_dataloader.ipynb #76cfd732
+def _skip(documents: Iterator[str], shards: list[dict], work: Path) -> None:
+    "Read past the documents of finished shards. Raises ValueError where they are other documents now."
+    for shard in shards:
+        text_sum = hashlib.sha256()
+        for text in islice(documents, shard["documents"]): _add_text(text_sum, text)
+        if text_sum.hexdigest() != shard["text_sha256"]:
+            raise ValueError(f"{work} was begun with other documents than these: give those to finish it, or delete it to begin anew.")
+
+# %% ../nbs/05_dataloader.ipynb #5e6d0220
+def _shards(
+    work: Path, documents: Iterator[str], tokenizer, dtype: str, limit: int, first: int, processes: int | None
+) -> Iterator[dict]:
+    "Tokenize documents over processes, and write them in shards numbered from `first`."
+    ahead, texts = tee(documents)   # the tokenizer reads a few megabytes ahead
+    encoded = zip(tokenizer.encode_batch(ahead, processes), texts)
+    for document in encoded:
+        yield _write_shard(work / f"{first:05d}", chain([document], encoded), dtype, tokenizer.eos_id, limit)
+        first += 1
+
+# %% ../nbs/05_dataloader.ipynb #b35f7ce1
+def _finish(folder: Path, split: str, meta: dict, work: Path, other: Path, shards: list[dict]) -> dict:
+    "Let meta.json name the new split beside those of the same tokenizer, then delete the one that it replaces."
+    try: old = read_meta(folder)
+    except (FileNotFoundError, ValueError): old = meta
+    if {**old, "splits": {}} == meta: meta = old
+    counts = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "bytes")}
+    meta["splits"][split] = {**counts, "folder": work.name, "shards": shards}
+    _write_json(folder / "meta.json", meta)
+    (work / "shards.json").unlink()
+    shutil.rmtree(other, ignore_errors=True)
+    return meta
 
 # %% ../nbs/05_dataloader.ipynb #be5c1383
 def write_tokens(
-    folder: str | Path,       # where the files go
-    documents: Iterable[str], # one text a document; read once, never held in memory together
-    tokenizer,                # any of the course's tokenizers
-    split: str = "train",     # the files' name
-) -> dict:                    # what meta.json now holds
-    """Tokenize documents into `{split}.bin`, `{split}.offsets.npy` and `meta.json`, each whole or not there at all.
+    folder: str | Path,             # where the files go
+    documents: Iterable[str],       # one text a document; read once, never held in memory together
+    tokenizer,                      # any of the course's tokenizers
+    split: str = "train",           # the files' name
+    shard_tokens: int = 1 << 24,    # a shard is closed when it has this many ids
+    processes: int | None = None,   # that tokenize; None: one a core, where the input is large
+) -> dict:                          # what meta.json now holds
+    """Tokenize documents into shards and `meta.json`. Called again after a stop, with the same documents, it goes on.
 
     Splits that an earlier call wrote with another tokenizer are forgotten, because their ids mean something else now.
     Raises ValueError for no documents or a tokenizer without `eos_id`, OSError for a full disk."""
     if isinstance(documents, str): raise TypeError("documents is one str: pass an iterable of documents, for example [text].")
     if tokenizer.eos_id is None: raise ValueError(f"{tokenizer!r} has no end-of-text id, which separates documents: train it with one.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    meta = _meta_for(folder, tokenizer)
-    with atomic_file(folder / f"{split}.offsets.npy") as index, atomic_file(folder / f"{split}.bin") as file:
-        offsets, n_bytes = _stream(file, documents, tokenizer, meta["dtype"])
-        if len(offsets) == 1: raise ValueError(f"there are no documents to write to {folder / split}.bin: check the source.")
-        np.save(buffer := io.BytesIO(), np.asarray(offsets))
-        index.write(buffer.getvalue())
-        for f in (index, file): f.flush()   # a full disk shows here, before the old split is given up
-        meta["splits"].pop(split, None)
-        _write_meta(folder, meta)           # from here until the last line, the folder says it has no such split
-    meta["splits"][split] = {"documents": len(offsets) - 1, "tokens": offsets[-1], "bytes": n_bytes}
-    _write_meta(folder, meta)
-    return meta
+    folder, documents, meta = Path(folder), iter(documents), _new_meta(tokenizer)
+    work, other, shards = _begin(folder, split, meta)
+    try:
+        _skip(documents, shards, work)
+        for shard in _shards(work, documents, tokenizer, meta["dtype"], shard_tokens, len(shards), processes):
+            shards.append(shard)
+            _write_json(work / "shards.json", {"meta": meta, "shards": shards})
+    finally:
+        if not shards: shutil.rmtree(work, ignore_errors=True)   # nothing to go on from
+    if not shards: raise ValueError(f"there are no documents to write to {work}: check the source.")
+    return _finish(folder, split, meta, work, other, shards)
 
 # %% ../nbs/05_dataloader.ipynb #ffa32b30
-def _map_tokens(path: Path, dtype: str, n_tokens: int) -> np.ndarray:
-    "The ids of a `.bin` file as an array that stays on the disk; a file of the wrong length is refused."
-    expected, size = n_tokens * np.dtype(dtype).itemsize, path.stat().st_size if path.is_file() else None
+def _map_tokens(path: Path, dtype: str, shard: dict, verify: bool) -> np.ndarray:
+    "The ids of a shard as an array that stays on the disk; a file that is not the one of meta.json is refused."
+    expected, size = shard["tokens"] * np.dtype(dtype).itemsize, path.stat().st_size if path.is_file() else None
     if size is None: raise FileNotFoundError(f"{path} is missing although meta.json names it: write the tokens again.")
     if size != expected: raise ValueError(f"{path} has {size:,} bytes where meta.json says {expected:,}: it is damaged, write the tokens again.")
+    if verify:
+        with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard["sha256"]: raise ValueError(f"{path} is damaged, or of another tokenizer or text: its SHA-256 is not the one in meta.json; write the tokens again.")
     return np.asarray(np.memmap(path, dtype, mode="r"))
 
 # %% ../nbs/05_dataloader.ipynb #03109c36
@@ -132,20 +199,46 @@ def _load_offsets(path: Path, n_documents: int, n_tokens: int) -> np.ndarray:
         raise ValueError(f"{path} does not agree with meta.json: it is damaged, write the tokens again.")
     return offsets
 
+# %% ../nbs/05_dataloader.ipynb #d5a5431e
+class _Joined:
+    "Arrays laid end to end, read by number, by slice, or by an array of positions."
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int: return int(self.ends[-1])
+
+    def __getitem__(self, i) -> np.ndarray:
+        positions = np.arange(*i.indices(len(self))) if isinstance(i, slice) else np.asarray(i)
+        which = np.searchsorted(self.ends, positions, side="right")
+        found = np.empty(positions.shape, self.parts[0].dtype)
+        for k in np.flatnonzero(np.bincount(which.reshape(-1))):
+            here, part = which == k, self.parts[k]
+            found[here] = part[positions[here] - (self.ends[k] - len(part))]
+        return found
+
 # %% ../nbs/05_dataloader.ipynb #2d780ae2
 class TokenDataset:
     "Documents as ids, memory-mapped: `len(ds)` documents, `ds[i]` the ids of one (eos first and last)."
-    def __init__(self, folder: str | Path, split: str = "train", tokenizer=None):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "train",
+        tokenizer=None,         # refuse ids of another one than this
+        verify: bool = True,    # compare SHA-256 sums, which reads all ids once
+    ):
         folder, self.meta = Path(folder), read_meta(folder)
         if split not in self.meta["splits"]:
             raise ValueError(f"{folder} has no split {split!r}, only {sorted(self.meta['splits'])}: write it with write_tokens.")
+        counts, dtype = self.meta["splits"][split], self.meta["dtype"]
         if tokenizer is not None and fingerprint(tokenizer) != self.meta["tokenizer"]:
-            raise ValueError(f"{folder / split}.bin was written with another tokenizer than {tokenizer!r}: write the tokens again with this one, or load the one they were written with.")
-        counts = self.meta["splits"][split]
+            raise ValueError(f"{folder / counts['folder']} was written with another tokenizer than {tokenizer!r}: write the tokens again with this one, or load the one they were written with.")
         self.n_tokens, self.n_bytes = counts["tokens"], counts["bytes"]
         self.n_targets = self.n_tokens - counts["documents"]   # every token but each document's first
-        self.tokens = _map_tokens(folder / f"{split}.bin", self.meta["dtype"], self.n_tokens)
-        self.offsets = _load_offsets(folder / f"{split}.offsets.npy", counts["documents"], self.n_tokens)
+        paths = [folder / shard["file"] for shard in counts["shards"]]
+        parts = [_map_tokens(path, dtype, shard, verify) for path, shard in zip(paths, counts["shards"])]
+        starts = [_load_offsets(path.with_suffix(".offsets.npy"), s["documents"], s["tokens"]) for path, s in zip(paths, counts["shards"])]
+        self.tokens = parts[0] if len(parts) == 1 else _Joined(parts)
+        self.offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(s) for s in starts]))])
 
     def __len__(self) -> int: return len(self.offsets) - 1
 
@@ -253,11 +346,11 @@ def _fill(tokens: np.ndarray, rows: Rows, pieces: np.ndarray, chosen: np.ndarray
 class BatchPlan:
     "Every batch by its number: `batch(epoch, step)` depends on the seed and these two numbers, and on nothing that happened before."
     def __init__(self, dataset: TokenDataset, batch_size: int, seq_len: int, seed: int = 0, shuffle: bool = True,
-                 rank: int = 0, world_size: int = 1):
+                 rank: int = 0, world_size: int = 1, documents: bool = True):   # False: all of a row may look at each other
         if min(batch_size, seq_len, world_size) < 1 or seed < 0:
             raise ValueError(f"batch_size {batch_size}, seq_len {seq_len} and world_size {world_size} must be at least 1, seed {seed} at least 0.")
         if not 0 <= rank < world_size: raise ValueError(f"rank {rank} must be between 0 and world_size - 1 = {world_size - 1}.")
-        self.dataset, self.batch_size, self.seq_len = dataset, batch_size, seq_len
+        self.dataset, self.batch_size, self.seq_len, self.documents = dataset, batch_size, seq_len, documents
         self.seed, self.shuffle, self.rank, self.world_size = seed, shuffle, rank, world_size
         self.rows, self._order = Rows(dataset.offsets, seq_len), None
         self.batches_per_epoch = -(-len(self.rows) // (batch_size * world_size))
@@ -268,7 +361,8 @@ class BatchPlan:
         if self._order is None or self._order[0] != key: self._order = key, *self._draw(epoch)
         _, pieces, rows = self._order
         first = (step * self.world_size + self.rank) * self.batch_size
-        return _fill(self.dataset.tokens, self.rows, pieces, rows[first:first + self.batch_size], self.batch_size)
+        batch = _fill(self.dataset.tokens, self.rows, pieces, rows[first:first + self.batch_size], self.batch_size)
+        return batch if self.documents else batch._replace(documents=None)
 
     def _draw(self, epoch: int):
         return self.rows.order(self.seed, epoch) if self.shuffle else (self.rows.pieces, np.arange(len(self.rows)))
@@ -289,8 +383,8 @@ class Batches(BatchPlan):
     An epoch gives each token after a document's first as a target exactly once, over all ranks together. One pass uses
     an iterator up: keep `list(Batches(…, epochs=1))` for a held-out set that is measured often."""
     def __init__(self, dataset: TokenDataset, batch_size: int, seq_len: int, seed: int = 0, shuffle: bool = True,
-                 rank: int = 0, world_size: int = 1, epochs: int | None = None):
-        super().__init__(dataset, batch_size, seq_len, seed, shuffle, rank, world_size)
+                 rank: int = 0, world_size: int = 1, epochs: int | None = None, documents: bool = True):
+        super().__init__(dataset, batch_size, seq_len, seed, shuffle, rank, world_size, documents)
         if epochs is not None and epochs < 1: raise ValueError(f"epochs {epochs} must be at least 1, or None for no end.")
         self.epoch, self.step, self.epochs = 0, 0, epochs
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import operator
 import os
+import signal
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,8 +19,9 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cache, lru_cache, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, groupby, islice, pairwise
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import regex
@@ -284,6 +286,13 @@ def _count_batch(batch: list[str], pattern: str) -> Counter[str]:
         for pieces in _pieces(text, pattern): counts.update(pieces)
     return counts
 
+# %% ../nbs/01_tokenizer.ipynb #41c5a091
+def _serve() -> None:
+    "What a worker does first: leave Ctrl-C to its parent, and end with its parent, even if that was killed."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def watch(): parent_process().join(); os._exit(1)
+    Thread(target=watch, daemon=True).start()
+
 # %% ../nbs/01_tokenizer.ipynb #4f8244a0
 def _spread(
     here: Callable,          # what is done with the first `alone` items
@@ -297,7 +306,7 @@ def _spread(
     first, rest = (items, []) if processes == 1 else (list(islice(items, alone)), list(islice(items, 1)))
     if not rest: yield from map(here, first); return
     try:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _serve) as pool:
             items, submit = chain(rest, items), lambda item: waiting.append(pool.submit(there, item))
             for item in islice(items, 2 * processes): submit(item)
             yield from map(here, first)

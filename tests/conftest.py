@@ -1,7 +1,10 @@
 "What the tests of commands share: a folder to run in, and how to call a command in it."
+import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,14 @@ tokenizer: {vocab_size: 600}
 model: {n_layers: 2, n_heads: 2, d_model: 32, max_seq_len: 256}
 train: {max_steps: 40, batch_size: 4, seq_len: 256, warmup_steps: 2, eval_every: 20, eval_batches: 2}
 save_every: 5
+keep: null
 eval: {documents: 10, stories: 4, show: 6}
 """
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
+    if not config.option.markexpr: config.option.markexpr = "not slow"
 
 
 class Shell:
@@ -45,6 +54,28 @@ class Shell:
         code, out, err = self(name, *args, **kwargs)
         assert code == 2 and "Traceback" not in err and err.count("\n") == 1, (code, out, err)
         return err
+
+
+def steps(run): return sorted(p.name for p in run.glob("step-*"))
+
+
+def losses(run): return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(condition, process, seconds=120):
+    "Wait until `condition()` holds, while the process lives."
+    end = time.time() + seconds
+    while not condition():
+        assert process.poll() is None and time.time() < end, process.communicate()
+        time.sleep(0.0005)
+
+
+def name_run(shell, name):
+    "The folder of another run over the same data."
+    for kind in ("tokenizer", "processed"):
+        target = shell.folder / "data" / kind / name
+        if not target.exists(): shutil.copytree(shell.folder / "data" / kind / "tales", target)
+    return shell.folder / "data" / "runs" / name
 
 
 @pytest.fixture

@@ -1,38 +1,14 @@
 "The four commands from a shell: the whole road, interruptions, and bad input."
-import json
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
+from conftest import losses, name_run, steps, wait_for
 
-from llm_course.checkpoint import load_model
 from llm_course.corpus import Tales
 
 TRAIN = ("llm_train", "--config", "tiny.yaml")
-
-
-def steps(run): return sorted(p.name for p in run.glob("step-*"))
-
-
-def losses(run): return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for(path, process, seconds=120):
-    "Wait until `path` exists while the process lives."
-    end = time.time() + seconds
-    while not path.exists():
-        assert process.poll() is None and time.time() < end, process.communicate()
-        time.sleep(0.02)
-
-
-def name_run(shell, name):
-    "Another run over the same data."
-    for kind in ("tokenizer", "processed"):
-        target = shell.folder / "data" / kind / name
-        if not target.exists(): shutil.copytree(shell.folder / "data" / kind / "tales", target)
-    return shell.folder / "data" / "runs" / name
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +28,12 @@ def test_the_whole_road(tokenized, straight):
     assert written.startswith("Long ago") and written == tokenized.ok("llm_generate", "--model", straight, "sample.max_new_tokens=9", "sample.seed=3", input="Long ago\n")
 
 
-def test_kill_then_resume_is_the_same_run(tokenized, straight):
-    run = name_run(tokenized, "killed")
-    process = tokenized.start(*TRAIN, "name=killed")
-    wait_for(run / "step-0000010" / "config.yaml", process)
-    process.kill()
-    process.wait()
-    assert steps(run)[-1] < "step-0000040"
-    tokenized.ok(*TRAIN, "name=killed", "--resume")
-    assert losses(run) == losses(straight)
-    ours, theirs = (load_model(folder)[0].state_dict() for folder in (run, straight))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tokenized, straight, number):
     name = f"stopped{number}"
     run = name_run(tokenized, name)
     process = tokenized.start(*TRAIN, f"name={name}")
-    wait_for(run / "step-0000005" / "config.yaml", process)
+    wait_for((run / "step-0000005" / "config.yaml").exists, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err

@@ -1,0 +1,75 @@
+"Tokenizing what is too large for a lesson: constant memory, several processes, and stops of every kind."
+import random
+import signal
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from conftest import wait_for
+
+from llm_course.dataloader import TokenDataset, write_tokens
+from llm_course.tokenizer import CharTokenizer
+
+TOKENIZE = ("llm_tokenize", "--config", "tiny.yaml", "corpus.source=tales:16000", "corpus.shard_tokens=20000", "tokenizer.train_documents=400")
+
+
+def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    tokenizer = CharTokenizer.train(["ab "])
+    peaks = []
+    for n in (200, 800):   # 8 and 32 MB; beyond 3 MB, processes tokenize
+        tracemalloc.start()
+        counts = write_tokens(tmp_path / str(n), ("ab " * 13_000 for _ in range(n)), tokenizer, shard_tokens=1 << 20)["splits"]["train"]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert counts["documents"] == n and counts["bytes"] == 39_000 * n and len(counts["shards"]) > n // 30
+    assert peaks[1] < 1.3 * peaks[0] and peaks[1] < 30e6, peaks
+
+
+def test_processes_write_what_one_process_writes(tmp_path):
+    texts = [f"{i} " * 2000 for i in range(600)]
+    tokenizer = CharTokenizer.train(texts)
+    for n in (1, 2): write_tokens(tmp_path / str(n), texts, tokenizer, shard_tokens=1 << 20, processes=n)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    assert len(TokenDataset(tmp_path / "2", tokenizer=tokenizer)) == 600
+
+
+def processes():
+    "Parent and state of each process that lives, by its id; nothing where there is no /proc."
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try: state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError: continue
+        if state != "Z": found[path.parent.name] = parent
+    return found
+
+
+def children(pid): return {child for child, parent in processes().items() if parent == str(pid)}
+
+
+@pytest.mark.parametrize("stops", [(signal.SIGKILL, signal.SIGINT), pytest.param((signal.SIGKILL,) * 8 + (signal.SIGTERM,) * 2, marks=pytest.mark.slow)])
+def test_stopped_again_and_again(shell, stops):
+    shell.ok(*TOKENIZE, "name=once")
+    folder, rng = shell.folder / "data" / "processed" / "again", random.Random(len(stops))
+    finished, started = lambda: len([*folder.glob("*/*.offsets.npy")]), 0
+    for number in stops:
+        before = finished()
+        process = shell.start(*TOKENIZE, "name=again")
+        wait_for(lambda: finished() > before, process)
+        time.sleep(rng.uniform(0, 0.2))
+        workers = children(process.pid)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode != 0 and not (folder / "meta.json").exists(), "it ended before it was stopped"
+        if number == signal.SIGINT: assert process.returncode == 130 and err == "llm_tokenize: interrupted\n"
+        started += len(workers)
+        end = time.time() + 10
+        while workers & set(processes()):
+            assert time.time() < end, f"a stopped command left {workers} behind"
+            time.sleep(0.05)
+    assert started >= 2 or not Path("/proc").is_dir()
+    shell.ok(*TOKENIZE, "name=again")
+    assert files(folder) == files(folder.parent / "once")

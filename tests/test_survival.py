@@ -1,0 +1,94 @@
+"A run that is killed again and again, or runs out of disk, is the same run to the bit."
+import os
+import random
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import losses, name_run, steps, wait_for
+
+from llm_course.checkpoint import load_model, resolve_checkpoint
+
+TRAIN = ("llm_train", "--config", "tiny.yaml", "save_every=1", "train.eval_every=10")
+
+
+@pytest.fixture(scope="module")
+def straight(tokenized):
+    "An undisturbed run that keeps every step, to compare others with."
+    run = name_run(tokenized, "straight")
+    tokenized.ok(*TRAIN, "name=straight")
+    return run
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def check(run, straight):
+    "Whatever bears the name of a checkpoint loads, and is what the undisturbed run saved at that step."
+    for name in steps(run):
+        ours, theirs = (torch.load(folder / name / "training" / "state.pt", weights_only=True) for folder in (run, straight))
+        assert same(ours, theirs), name
+        ours, theirs = (load_model(folder / name)[0].state_dict() for folder in (run, straight))
+        assert same(ours, theirs), name
+    if steps(run): assert resolve_checkpoint(run).name in steps(run)[-2:]
+
+
+def being_saved(run): return run.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(run))
+
+
+def last_step(run): return int((steps(run) or ["step-0"])[-1].removeprefix("step-"))
+
+
+def kill_once(shell, run, rng):
+    "Start or resume the run, and kill -9 it some steps later: while it saves, or at any moment. Returns whether it was saving."
+    goal = min(last_step(run) + rng.randint(0, 3), 37)
+    process = shell.start(*TRAIN, f"name={run.name}", "keep=2", *["--resume"] * bool(steps(run)))
+    try:
+        wait_for(lambda: last_step(run) >= goal and run.is_dir(), process)
+        if rng.random() < 0.7: wait_for(lambda: being_saved(run), process)
+        time.sleep(rng.choice([0, 0, 0.001, 0.005, rng.uniform(0, 0.05)]))
+    finally:
+        process.kill()
+        process.communicate()
+    return being_saved(run)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_again_and_again(tokenized, straight, kills):
+    run, rng, inside = name_run(tokenized, f"killed{kills}"), random.Random(kills), 0
+    for _ in range(kills):
+        inside += kill_once(tokenized, run, rng)
+        check(run, straight)
+    assert inside, "no kill met a save"
+    tokenized.ok(*TRAIN, f"name={run.name}", "keep=2", *["--resume"] * bool(steps(run)))
+    check(run, straight)
+    assert losses(run) == losses(straight) and len(losses(run)) == 40
+    assert steps(run)[-1] == "step-0000040" and len(steps(run)) <= 3 and not being_saved(run)
+
+
+@pytest.fixture
+def small_disk(tokenized):
+    "A run's folder with room for two checkpoints and a half, and a function that enlarges it."
+    run = name_run(tokenized, "disk")
+    run.mkdir(parents=True)
+    mount = lambda options: subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", run], capture_output=True, text=True)
+    if (made := mount("size=1100k")).returncode: pytest.skip(f"a small tmpfs needs root: {made.stderr.strip()}")
+    yield run, lambda: mount("remount,size=64m")
+    subprocess.run(["umount", run], check=True)
+
+
+def test_full_disk(tokenized, straight, small_disk):
+    run, enlarge = small_disk
+    code, out, err = tokenized(*TRAIN, "name=disk")
+    assert code == 2 and "disk full" in err and "Traceback" not in err and err.count("\n") == 1, err
+    assert steps(run) and not being_saved(run)
+    check(run, straight)
+    assert enlarge().returncode == 0
+    tokenized.ok(*TRAIN, "name=disk", "--resume")
+    check(run, straight)
+    assert losses(run) == losses(straight)
