@@ -184,7 +184,8 @@ _OTHER, _LETTER, _NUMBER, _SPACE, _NEWLINE = range(5)
 @cache
 def _kinds() -> np.ndarray:  # (0x110000,) uint8, indexed by code point
     "What each character is to the patterns: punctuation and all the rest, letter, number, white space, line break."
-    characters, kinds = "".join(map(chr, range(0x40000))), np.zeros(0x110000, np.uint8)  # beyond, all are _OTHER
+    characters = np.arange(0x40000, dtype=np.uint32).tobytes().decode("utf-32-le", "surrogatepass")  # beyond these, all are _OTHER
+    kinds = np.zeros(0x110000, np.uint8)
     for kind, pattern in ((_LETTER, r"\p{L}+"), (_NUMBER, r"\p{N}+"), (_SPACE, r"\s+"), (_NEWLINE, r"[\r\n]+")):
         for run in regex.finditer(pattern, characters): kinds[run.start():run.end()] = kind
     return kinds
