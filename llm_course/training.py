@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'DTYPES', 'BF16_PEAKS', 'cross_entropy', 'sum_loss', 'World', 'evaluate',
            'accumulate_gradients', 'TrainConfig', 'make_optimizer', 'set_learning_rate', 'train_step', 'held_out_set',
            'Record', 'matmul_flops', 'published_peak', 'peak_flops', 'has_compiler', 'compile_model', 'NonFinite',
-           'train', 'train_throughput']
+           'train', 'LRSweep', 'find_lr', 'train_throughput']
 
 # %% ../nbs/07_training.ipynb #3eeee493
 import math
@@ -308,6 +308,58 @@ def train(
         if held_out and (step == config.max_steps or config.eval_every and step % config.eval_every == 0):
             record.valid_loss = evaluate(compiled, held_out, config.dtype, world)
         yield record
+
+# %% ../nbs/07_training.ipynb #2177c264
+@dataclass
+class LRSweep:
+    "What `find_lr` saw: the first parameter group's rates, the loss at each, the same smoothed, and the rate where that fell fastest."
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float
+
+
+def _read_sweep(rates: list[float], losses: list[float], reach: int = 3) -> LRSweep:
+    "Average each loss with up to `reach` neighbours on both sides; suggest the steepest point on the way down to the lowest."
+    windows = [losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses))]
+    smoothed = [sum(window) / len(window) for window in windows]
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__) if smoothed else 0
+    if lowest < 2: raise ValueError("the loss did not fall at any of the rates: begin with a smaller `lowest`")
+    steepest = min(range(1, lowest), key=lambda i: smoothed[i + 1] - smoothed[i - 1])
+    return LRSweep(rates, losses, smoothed, rates[steepest])
+
+# %% ../nbs/07_training.ipynb #42dcdcab
+def _sweep(model, stream: Iterator[Batch], config: TrainConfig, rates: list[float]) -> LRSweep:
+    "Make one step at each rate, until the loss is not finite or the batches end."
+    optimizer, losses = make_optimizer(model, config), []
+    for rate in rates:
+        large_batch = list(islice(stream, config.grad_accum_steps))
+        if not large_batch: break
+        for group in optimizer.param_groups:
+            peak = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = rate * peak / optimizer.param_groups[0]["initial_lr"]
+        try: losses.append(train_step(model, optimizer, large_batch, config)[0])
+        except FloatingPointError: break
+    return _read_sweep(rates[: len(losses)], losses)
+
+
+def find_lr(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    config: TrainConfig,
+    lowest: float = 1e-4,   # the first parameter group's rate at the first step; the others keep their ratio to it
+    highest: float = 1.0,   # and at the last
+    steps: int = 100,
+) -> LRSweep:
+    "Train a copy while the rate grows by one factor a step. Model, random states and the batches' position stay as they were."
+    if not 0 < lowest < highest < math.inf or steps < 10: raise ValueError(f"lowest={lowest} must be above 0 and below highest={highest}, and steps={steps} at least 10")
+    rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
+    position = batches.state_dict() if hasattr(batches, "state_dict") else None
+    devices = [config.device] if torch.device(config.device).type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices): return _sweep(deepcopy(model).to(config.device).train(), iter(batches), config, rates)
+    finally:
+        if position is not None: batches.load_state_dict(position)
 
 # %% ../nbs/07_training.ipynb #d2be3aa8
 def train_throughput(
