@@ -24,6 +24,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from itertools import chain, islice
 from pathlib import Path
+from statistics import median
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ from .gpt import GPT, GPTConfig, parameter_count
 from .sampling import generate_text, prompt_ids
 from .tokenizer import BPETokenizer, CharTokenizer, SentencePieceTokenizer, load_tokenizer
 from .track import Tracker, read_metrics
-from .training import TrainConfig, evaluate, make_optimizer, train
+from .training import NonFinite, Record, TrainConfig, evaluate, make_optimizer, peak_flops, train
 from .viz import plot_loss
 
 # %% ../nbs/90_cli.ipynb #2c796087
@@ -83,9 +85,15 @@ class EvalConfig:
 # %% ../nbs/90_cli.ipynb #c2b1a675
 @dataclass
 class TrackConfig:
-    "Where records go besides metrics.jsonl."
+    "Where records go besides metrics.jsonl, and how often a text is written into them (with the settings of `sample`)."
     tensorboard: bool = False
     wandb: str | None = None          # a project's name
+    wandb_mode: str | None = None     # "online", "offline"; None: as W&B decides
+    sample_every: int = 500           # steps between two texts; 0: none
+
+    def __post_init__(self):
+        if self.sample_every < 0: raise ValueError(f"track.sample_every is {self.sample_every}; it must be at least 0 (0: no texts)")
+        if self.wandb_mode not in (None, "online", "offline"): raise ValueError(f"track.wandb_mode is {self.wandb_mode!r}; choose online or offline")
 
 # %% ../nbs/90_cli.ipynb #2db9c081
 @dataclass
@@ -328,21 +336,47 @@ def _is_best(run: Path, valid_loss: float | None) -> bool:
     return valid_loss is not None and (best is None or valid_loss < read_config(best)["valid_loss"])
 
 # %% ../nbs/90_cli.ipynb #dc903cd9
+def _sample(config: RunConfig, model, tokenizer, step: int) -> str | None:
+    "What the model writes after this step, where a text is due. Its own generator: training draws the same numbers with texts and without."
+    if not config.track.sample_every or step % config.track.sample_every: return None
+    c, generator = config.sample, torch.Generator().manual_seed(config.train.seed + step)
+    return "".join(generate_text(model, tokenizer, "", c.max_new_tokens, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p,
+                                 min_p=c.min_p, generator=generator))
+
+
+def _show(bar: tqdm, record: Record, text: str | None) -> None:
+    "The progress bar's line, and lines above it for what is measured now and then."
+    used = "" if record.mfu is None else f", {record.mfu:.0%} of peak"
+    bar.update()
+    bar.set_postfix_str(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s{used}", refresh=False)
+    if record.valid_loss is not None: tqdm.write(f"step {record.step:,}: validation loss {record.valid_loss:.4f}", file=sys.stdout)
+    if text is not None: tqdm.write(f"step {record.step:,} writes: {shorten(text, 120, placeholder=' …')}", file=sys.stdout)
+
+# %% ../nbs/90_cli.ipynb #625e2766
+def _return_to(run: Path, error: NonFinite) -> FloatingPointError:
+    "The error with the checkpoint to return to."
+    try: where = f"The last checkpoint is {shown(resolve_checkpoint(run))}: go on from it with --resume and a lower train.lr and train.adamw_lr."
+    except (FileNotFoundError, ValueError): where = "There is no checkpoint yet: begin again with --fresh and a lower train.lr and train.adamw_lr."
+    return FloatingPointError(f"{error} {where}")
+
+# %% ../nbs/90_cli.ipynb #c60f2c41
 def _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start) -> bool:
     "Train with a progress bar, log, save; True when it was stopped by a signal before its last step."
     save = lambda record: save_checkpoint(run, record.step, model, tokenizer, optimizer, batches, config, record.valid_loss, config.keep)
     bar = tqdm(total=config.train.max_steps, initial=start, unit=" steps", disable=None)
-    with Tracker(run, start, config.track.tensorboard, config.track.wandb) as tracker, stop_signals() as stopped, bar:
+    with Tracker(run, start, **_loggers(config)) as tracker, stop_signals() as stopped, bar:
         for record in train(model, batches, config.train, optimizer, valid, start):
-            tracker.log(record)
-            bar.update()
-            bar.set_postfix_str(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s", refresh=False)
-            if record.valid_loss is not None:
-                tqdm.write(f"step {record.step:,}: validation loss {record.valid_loss:.4f}", file=sys.stdout)
+            text = _sample(config, model, tokenizer, record.step)
+            tracker.log(record, sample=text)
+            _show(bar, record, text)
             if stopped or record.step == config.train.max_steps or record.step % config.save_every == 0 or _is_best(run, record.valid_loss):
                 save(record)
             if stopped: return record.step < config.train.max_steps
     return False
+
+
+def _loggers(config: RunConfig) -> dict:
+    return {name: getattr(config.track, name) for name in ("tensorboard", "wandb", "wandb_mode")}
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
 def _train_arguments(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
@@ -369,13 +403,24 @@ def llm_train(argv: list[str]) -> int:
     start = _new_or_resumed(run, args.resume, args.fresh, model, optimizer, batches)
     print(f"model       {parameter_count(model):,} parameters, from step {start:,} to {c.max_steps:,}, "
           f"about {c.max_steps * c.grad_accum_steps / batches.batches_per_epoch:.2f} epochs of {data.n_targets:,} targets")
-    stopped = _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start)
+    try: stopped = _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start)
+    except NonFinite as error: raise _return_to(run, error) from error
     for path in plot_run(run, token_floor(config, data), config.plot): print(f"loss curve  {shown(path)}")
+    _print_speed(run, start, c)
     print(f"checkpoint  {shown(resolve_checkpoint(run))}")
     if best := best_checkpoint(run): print(f"best        {shown(best)}, validation loss {read_config(best)['valid_loss']:.4f}")
     if not stopped: return 0
     print(f"stopped; to go on: {' '.join(['llm_train', *(a for a in argv if a not in ('--fresh', '--resume')), '--resume'])}")
     return 130
+
+# %% ../nbs/90_cli.ipynb #35196cc5
+def _print_speed(run: Path, start: int, c: TrainConfig) -> None:
+    "The median speed of the steps since `start`, and the share of the peak."
+    records = [r for r in read_metrics(run) if r["step"] > start]
+    if not records: return
+    used = [r["mfu"] for r in records if r.get("mfu")]
+    share = f", {median(used):.0%} of {peak_flops(c.device, c.dtype) / 1e9:,.0f} GFLOP/s" if used else ""
+    print(f"speed       {median(r['tokens_per_second'] for r in records):,.0f} tokens/s in the median step{share}")
 
 # %% ../nbs/90_cli.ipynb #d0d76797
 def plot_run(run: Path, floor: float | None, also: str | None = None) -> list[Path]:

@@ -7,8 +7,10 @@ __all__ = ['read_metrics', 'Tracker']
 
 # %% ../nbs/support/track.ipynb #5eec8208
 import json
+import math
 import os
 from dataclasses import asdict, is_dataclass
+from html import escape
 from pathlib import Path
 
 # %% ../nbs/support/track.ipynb #a45e9401
@@ -31,47 +33,68 @@ class Tracker:
 
     def __init__(
         self,
-        run: str | Path,            # the run's folder; it is made where missing
-        start_step: int = 0,        # records after this step are dropped: a resumed run makes them again
+        run: str | Path,                # the run's folder; it is made where missing
+        start_step: int = 0,            # records after this step are dropped: a resumed run makes them again
         tensorboard: bool = False,
-        wandb: str | None = None,   # name of the W&B project; WANDB_MODE=offline works
+        wandb: str | None = None,       # name of the W&B project
+        wandb_mode: str | None = None,  # "online", "offline" (to the run's folder only); None: as W&B decides
     ):
         self.run = Path(run)
         self.run.mkdir(parents=True, exist_ok=True)
+        self._others = ([_TensorBoard(self.run, start_step)] if tensorboard else []) + ([_WandB(self.run, wandb, wandb_mode)] if wandb else [])
         kept = read_metrics(self.run, until=start_step)
         part = self.run / "metrics.jsonl.part"
         part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(part, self.run / "metrics.jsonl")
         self._file = open(self.run / "metrics.jsonl", "a", encoding="utf-8")
-        self._board = _tensorboard(self.run) if tensorboard else None
-        self._wandb = _wandb(self.run, wandb) if wandb else None
 
-    def log(self, record) -> None:
-        "Write one record: a mapping or a dataclass with a `step`. None values are left out; NaN is written as null."
-        record = asdict(record) if is_dataclass(record) else dict(record)
-        record = {k: v for k, v in record.items() if v is not None}
-        self._file.write(json.dumps({k: None if v != v else v for k, v in record.items()}) + "\n")
+    def log(self, record, **more) -> None:
+        "Write one record, a mapping or a dataclass with a `step`, and `more` of that step, such as sample=text. None is left out; NaN and inf are null."
+        record = (asdict(record) if is_dataclass(record) else dict(record)) | more
+        record = {name: value for name, value in record.items() if value is not None}
+        self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
         self._file.flush()
-        numbers = {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
-        for name, value in numbers.items() if self._board else ():
-            self._board.add_scalar(name, value, record["step"])
-        if self._wandb: self._wandb.log(numbers, step=record["step"])
+        step = record.pop("step")
+        for other in self._others: other.log(step, record)
 
     def close(self) -> None:
         self._file.close()
-        if self._board: self._board.close()
-        if self._wandb: self._wandb.finish()
+        for other in self._others: other.close()
 
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
 # %% ../nbs/support/track.ipynb #0f1177e6
-def _tensorboard(run: Path):
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: raise ImportError("track.tensorboard needs the package tensorboard: pip install 'llm_course[track]'") from None
-    return SummaryWriter(run / "tensorboard")
+def _finite(value):
+    "JSON has no NaN and no infinity."
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-def _wandb(run: Path, project: str):
-    try: import wandb
-    except ImportError: raise ImportError("track.wandb needs the package wandb: pip install 'llm_course[track]'") from None
-    return wandb.init(project=project, name=run.name, dir=run)
+
+class _TensorBoard:
+    "Curves and texts in the run's `tensorboard` folder: `tensorboard --logdir data/runs` shows all runs."
+
+    def __init__(self, run: Path, start_step: int = 0):
+        try: from torch.utils.tensorboard import SummaryWriter
+        except ImportError: raise ImportError("track.tensorboard needs the package tensorboard: pip install 'llm_course[track]'") from None
+        self.writer = SummaryWriter(run / "tensorboard", purge_step=start_step + 1)   # a resumed run hides what came after
+
+    def log(self, step: int, record: dict) -> None:
+        for name, value in record.items():
+            if isinstance(value, str): self.writer.add_text(name, value, step)
+            else: self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None: self.writer.close()
+
+
+class _WandB:
+    "Curves and texts in a Weights & Biases project; offline they stay in the run's `wandb` folder, until `wandb sync`."
+
+    def __init__(self, run: Path, project: str, mode: str | None):
+        try: import wandb
+        except ImportError: raise ImportError("track.wandb needs the package wandb: pip install 'llm_course[track]'") from None
+        self.html, self.run = wandb.Html, wandb.init(project=project, name=run.name, dir=run, mode=mode)
+
+    def log(self, step: int, record: dict) -> None:
+        self.run.log({name: self.html(f"<pre>{escape(value)}</pre>") if isinstance(value, str) else value for name, value in record.items()}, step=step)
+
+    def close(self) -> None: self.run.finish()
