@@ -56,6 +56,7 @@ def test_stopped_again_and_again(shell, stops):
     folder, rng = shell.folder / "data" / "processed" / "again", random.Random(len(stops))
     finished, started = lambda: len([*folder.glob("*/*.offsets.npy")]), 0
     for number in stops:
+        if (folder / "meta.json").exists(): break   # training documents are through
         before = finished()
         process = shell.start(*TOKENIZE, "name=again")
         wait_for(lambda: finished() > before, process)
@@ -63,7 +64,7 @@ def test_stopped_again_and_again(shell, stops):
         workers = children(process.pid)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
-        assert process.returncode != 0 and not (folder / "meta.json").exists(), "it ended before it was stopped"
+        assert process.returncode != 0, "it ended before it was stopped"
         if number == signal.SIGINT: assert process.returncode == 130 and err == "llm_tokenize: interrupted\n"
         started += len(workers)
         end = time.time() + 10
@@ -72,4 +73,7 @@ def test_stopped_again_and_again(shell, stops):
             time.sleep(0.05)
     assert started >= 2 or not Path("/proc").is_dir()
     shell.ok(*TOKENIZE, "name=again")
-    assert files(folder) == files(folder.parent / "once")
+    for split in ("train", "valid"):
+        once, again = (TokenDataset(folder.parent / name, split) for name in ("once", "again"))
+        assert (once.tokens[:] == again.tokens[:]).all() and (once.offsets == again.offsets).all()
+    assert not [*folder.rglob(".*")] and not [*folder.rglob("shards.json")]
