@@ -400,7 +400,9 @@ def llm_train(argv: list[str]) -> int:
     model.to(c.device)
     optimizer, batches = make_optimizer(model, c), Batches(data, c.batch_size, c.seq_len, seed=c.seed)
     valid = Batches(held_out, c.batch_size, c.seq_len, epochs=1)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     start = _new_or_resumed(run, args.resume, args.fresh, model, optimizer, batches)
+    for group, peak in zip(optimizer.param_groups, peaks): group["initial_lr"] = peak  # the config's, so that a run can go on more slowly
     print(f"model       {parameter_count(model):,} parameters, from step {start:,} to {c.max_steps:,}, "
           f"about {c.max_steps * c.grad_accum_steps / batches.batches_per_epoch:.2f} epochs of {data.n_targets:,} targets")
     try: stopped = _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start)

@@ -1,4 +1,6 @@
 "The four commands from a shell: the whole road, interruptions, and bad input."
+import json
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +50,27 @@ def test_a_run_is_not_overwritten_unasked(tokenized, straight):
     before = steps(straight)
     assert "add --resume to go on, or --fresh" in tokenized.refused(*TRAIN, "name=straight")
     assert steps(straight) == before
+
+
+def test_texts_and_numbers_go_to_the_log_and_change_nothing(tokenized, straight):
+    run = name_run(tokenized, "texts")
+    said = tokenized.ok(*TRAIN, "name=texts", "track.sample_every=16", "sample.max_new_tokens=12", "track.tensorboard=true")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "sample" in r] == [16, 32] and said.count(" writes: ") == 2
+    assert losses(run) == losses(straight) and list((run / "tensorboard").iterdir())
+    assert all(r["mfu"] > 0 and r["tokens_per_second"] > 0 and r["lr"] > 0 for r in records) and "tokens/s in the median step" in said
+
+
+def test_a_loss_that_runs_away_names_the_checkpoint(tokenized, straight):
+    run = name_run(tokenized, "away")
+    wild = (*TRAIN, "name=away", "train.optimizer=adamw", "train.adamw_lr=1e30", "train.warmup_steps=0")
+    said = tokenized.refused(*wild)
+    assert re.search(r"step [2-4]: The loss is .*(nan|inf)", said) and "last finite values" in said and "There is no checkpoint yet" in said
+    tokenized.ok(*TRAIN, "name=away", "train.optimizer=adamw", "train.max_steps=5", "--fresh")
+    said = tokenized.refused(*wild, "--resume")   # the config's rate counts, not the one that was saved
+    assert re.search(r"step [7-9]: ", said) and "The last checkpoint is data/runs/away/step-0000005: go on from it with --resume" in said
+    assert steps(run) == ["step-0000005"]
+    tokenized.ok(*TRAIN, "name=away", "train.optimizer=adamw", "--resume")
 
 
 def test_bad_corpus(shell):
