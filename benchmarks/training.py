@@ -6,8 +6,8 @@
 
 Classic: 4 layers, 4 heads, width 128, context 64, batch 12, vocabulary 65, GELU, LayerNorm, learned positions, dropout 0. A step is
 zero, forward, loss, backward, clip, and the same fused AdamW. Every figure is the median of several runs, taken in turn (ours,
-theirs, ours, theirs, …), because a shared machine changes its speed. The other side's numbers are no lower for want of care:
-`nn.TransformerEncoderLayer` (norm first) with the causal flag, so that it takes PyTorch's fused attention, and a tied head, as ours.
+theirs, ours, theirs, …), because a shared machine changes its speed. The other side is given what it can use: `nn.TransformerEncoderLayer` (norm
+first) with the causal flag, so that it takes PyTorch's fused attention, a tied head as ours, and the same parameters.
 """
 import argparse
 import os
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from llm_course.dataloader import Batch
 from llm_course.gpt import GPT, GPTConfig, flops_per_token, parameter_count
-from llm_course.training import TrainConfig, make_optimizer, matmul_flops, train
+from llm_course.training import TrainConfig, has_compiler, matmul_flops, train
 
 CLASSIC = GPTConfig(vocab_size=65, max_seq_len=64, n_layers=4, n_heads=4, d_model=128, positions="learned", norm="layernorm", mlp="gelu",
                     qk_norm=False, bias=True)
@@ -69,6 +69,48 @@ def contestants(compiled: bool, steps: int) -> dict[str, Callable[[], None]]:
     loop = train(ours, repeat(batch), config)      # one run, taken up again and again: nothing is compiled twice
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
     called = torch.compile(plain) if compiled else plain
-    runs = {"llm_course": lambda: [next(loop) for _ in range(steps)], "plain PyTorch layers": lambda: plain_steps(called, optimizer, batch, steps)}
+    assert parameter_count(ours) == parameter_count(plain), "the two sides are not of one shape"
+    state = "compiled" if compiled else "eager"
+    runs = {f"llm_course, {state}": lambda: [next(loop) for _ in range(steps)],
+            f"plain PyTorch layers, {state}": lambda: plain_steps(called, optimizer, batch, steps)}
     for run in runs.values(): run()
     return runs
+
+
+def measure(runs: dict[str, Callable[[], None]], repeats: int, steps: int) -> dict[str, float]:
+    "Tokens a second of each contestant, the median of `repeats` runs taken in turn, the first one first and last by turns."
+    speeds = {name: [] for name in runs}
+    for i in range(repeats):
+        for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+            start = time.perf_counter()
+            runs[name]()
+            speeds[name].append(steps * BATCH_SIZE * CLASSIC.max_seq_len / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps in each run")
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    compiler = has_compiler() and not arguments.no_compile
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    print(f"{parameter_count(GPT(CLASSIC)):,} parameters, batch {BATCH_SIZE} x {CLASSIC.max_seq_len} tokens, float32; medians of {arguments.repeats} runs of {arguments.steps} steps, in turn")
+    if not compiler: print("not compiled: " + ("as asked" if arguments.no_compile else "there is no C++ compiler"))
+    runs = {}
+    for compiled in (False, True)[: 1 + compiler]: runs |= contestants(compiled, arguments.steps)
+    before = matmul_flops(repeats=20)
+    speeds = measure(runs, arguments.repeats, arguments.steps)
+    peak, flops = max(before, matmul_flops(repeats=20)), flops_per_token(CLASSIC, CLASSIC.max_seq_len)
+    print(f"measured peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s (1024 x 1024, float32)\n")
+    for name, speed in speeds.items(): print(f"  {name:32}{speed:10,.0f} tokens/s{speed * flops / peak:8.1%} of the peak")
+    print()
+    base = speeds["plain PyTorch layers, eager"]
+    for state in ("eager", "compiled")[: 1 + compiler]:
+        ours, plain = speeds[f"llm_course, {state}"], speeds[f"plain PyTorch layers, {state}"]
+        print(f"llm_course {state}: {ours / plain:.2f} times plain layers {state}" + (f", {ours / base:.2f} times plain layers eager" if state == "compiled" else ""))
+
+
+if __name__ == "__main__":
+    main()

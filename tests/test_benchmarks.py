@@ -18,3 +18,9 @@ def test_tokenizer(tmp_path):
     (tmp_path / "small.txt").write_text("\n\n".join(f"Passage {i} is about the number {i * i}, and about nothing else. " * 4 for i in range(300)))
     said = run("tokenizer.py", "--corpus", str(tmp_path / "small.txt"), "--vocab-size", "320", "--repeats", "1", "--memory-mb", "0")
     assert "medians of 1 runs" in said and said.count("as fast") >= 9 and "tiktoken (Rust), one thread" in said
+
+
+def test_training():
+    said = run("training.py", "--no-compile", "--repeats", "1", "--steps", "2")
+    assert "PyTorch" in said and "809,856 parameters" in said and "medians of 1 runs" in said and "measured peak" in said
+    assert said.count("tokens/s") == 2 and "llm_course eager:" in said and "times plain layers eager" in said and "not compiled: as asked" in said
