@@ -220,20 +220,23 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/90_cli.ipynb #e813cceb
+def _interrupted(error: BaseException | None) -> bool:
+    "True for Ctrl-C, and for an error that came up while Ctrl-C was ending the work."
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _interrupted(error.__context__))
+
+
 def command(function: Callable) -> Callable:
-    "Make a function of `argv` a shell command: mistakes become one sentence and exit code 2."
+    "Make a function of `argv` a shell command: mistakes become one sentence and exit code 2, Ctrl-C becomes exit code 130."
     @wraps(function)
     def run(argv: list[str] | None = None) -> int:
         try: return function(sys.argv[1:] if argv is None else argv) or 0
         except BrokenPipeError: # the reader of our output has gone, as in `llm_generate | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-            print(f"{function.__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"{function.__name__}: interrupted", file=sys.stderr)
-            return 130
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, KeyboardInterrupt) as error:
+            interrupted = _interrupted(error)
+            print(f"{function.__name__}: {'interrupted' if interrupted else ' '.join(str(error).split())}", file=sys.stderr)
+            return 130 if interrupted else 2
     return run
 
 # %% ../nbs/90_cli.ipynb #7a6024f2

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,10 @@ save_every: 5
 keep: null
 eval: {documents: 10, stories: 4, show: 6}
 """
+
+
+# Tests that run in the background inherit a shell's "ignore Ctrl-C"; the commands that they start must hear it all the same.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
