@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -51,6 +51,7 @@ class CorpusConfig:
     source: str = "tales:50000"
     max_documents: int | None = None # a limit for each split, for endless streams
     shard_tokens: int = 2**24        # ids in a file; a stop costs no more than the file that was being written
+    mask_documents: bool = True      # attention stays inside each document of a packed row
 
 # %% ../nbs/90_cli.ipynb #1bdb7396
 @dataclass
@@ -401,8 +402,8 @@ def llm_train(argv: list[str]) -> int:
     for set_seed in (random.seed, np.random.seed, torch.manual_seed): set_seed(c.seed)
     model = GPT(config.model)
     model.to(c.device)
-    optimizer, batches = make_optimizer(model, c), Batches(data, c.batch_size, c.seq_len, seed=c.seed)
-    valid = Batches(held_out, c.batch_size, c.seq_len, epochs=1)
+    pack = partial(Batches, batch_size=c.batch_size, seq_len=c.seq_len, documents=config.corpus.mask_documents)
+    optimizer, batches, valid = make_optimizer(model, c), pack(data, seed=c.seed), pack(held_out, epochs=1)
     peaks = [group["lr"] for group in optimizer.param_groups]
     start = _new_or_resumed(run, args.resume, args.fresh, model, optimizer, batches)
     for group, peak in zip(optimizer.param_groups, peaks): group["initial_lr"] = peak  # the config's, so that a run can go on more slowly
@@ -491,7 +492,7 @@ def _eval_tales(model, tokenizer, config: RunConfig) -> None:
 def _eval_text(model, tokenizer, config: RunConfig) -> None:
     "Loss on the held-out part of the processed data, then a few texts that the model writes."
     data = TokenDataset(data_folder("processed", config), "valid", tokenizer)
-    batches = Batches(data, config.train.batch_size, config.train.seq_len, shuffle=False, epochs=1)
+    batches = Batches(data, config.train.batch_size, config.train.seq_len, shuffle=False, epochs=1, documents=config.corpus.mask_documents)
     loss = evaluate(model, tqdm(batches, total=batches.batches_per_epoch, desc="evaluate", unit=" batches", disable=None, leave=False))
     _print_loss(loss, loss * data.n_targets, data.n_bytes)
     temperature = config.eval.temperatures[0]

@@ -73,6 +73,16 @@ def test_a_loss_that_runs_away_names_the_checkpoint(tokenized, straight):
     tokenized.ok(*TRAIN, "name=away", "train.optimizer=adamw", "--resume")
 
 
+def test_documents_of_a_packed_row_are_kept_apart_by_choice(tokenized):
+    short = ("--config", "tiny.yaml", "train.max_steps=3", "train.eval_every=0")
+    seen = {}
+    for mask in ("true", "false"):
+        run = name_run(tokenized, f"mask-{mask}")
+        tokenized.ok("llm_train", *short, f"name=mask-{mask}", f"corpus.mask_documents={mask}")
+        seen[mask] = losses(run)
+    assert len(seen["true"]) == 3 and seen["true"] != seen["false"]
+
+
 def test_bad_corpus(shell):
     folder = shell.folder
     (folder / "empty.txt").write_text("")
