@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config, log):
     "One worker runs all that needs a browser, so that one server and one browser are started; `--dist loadgroup` does nothing in pytest 9.2."
     from xdist.scheduler import LoadScopeScheduling
     class OneBrowser(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return "browser" if re.search(r"test_browser\.py", nodeid) else nodeid
+        def _split_scope(self, nodeid): return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
     return OneBrowser(config, log)
 
 
