@@ -23,7 +23,7 @@ myst_heading_anchors = 3
 python_maximum_signature_line_length = 60
 add_module_names = False
 html_math_renderer = "mathml"
-smartquotes = False                                               # shapes are (..., T, D)
+smartquotes_action = "D"                                          # dashes only: shapes are (..., T, D)
 
 html_theme = "furo"
 html_title = project

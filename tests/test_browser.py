@@ -182,7 +182,7 @@ def drive_tokenizer(widget, shoot):
     slider(widget, "merges").press("ArrowRight")
     assert len(until_other(tokens, list(text.replace(" ", "·")))) < len(text)
     expect(widget.locator(".llm-step")).to_contain_text(re.compile(r"step 1 of \d+: merge .* → "))
-    shoot("first merge")
+    shoot("first-merge")
     slider(widget, "merges").press("End")
     expect(widget.locator(".llm-strip span")).to_have_text(typed)
     widget.locator(".llm-strip span").first.press("ArrowRight")
@@ -202,7 +202,7 @@ def drive_attention(widget, shoot):
         picture = drawn()
         widget.locator(".widget-dropdown", has_text=name).locator("select").select_option(other)
         until_other(drawn, picture)
-    shoot("layer 1, head 0")
+    shoot("layer-1-head-0")
     widget.locator(".words span").last.press("ArrowLeft")
     expect(widget.locator(".said")).to_contain_text(re.compile(rf"^{re.escape(typed[-2])} looks at "))
 
@@ -216,7 +216,7 @@ def drive_playground(widget, shoot):
     temperature, written = slider(widget, "temperature"), []
     temperature.press("Home")
     cold = until_other(page_text, typed)
-    shoot("temperature 0")
+    shoot("temperature-0")
     for key in ("End", "Home", "End", "Home"):
         before = page_text()
         temperature.press(key)
