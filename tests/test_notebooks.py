@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import CHROMIUM
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +118,7 @@ def is_skipped(cell):
     return any(name in ("gpu", "slow", "notest") or (name, value.strip()) == ("eval", "false") for name, value in directives(cell))
 
 
+@pytest.mark.skipif(CHROMIUM is not None, reason="tests/test_browser.py runs every lesson in JupyterLab in Chromium")
 @each_notebook
 def test_real_kernel(path, monkeypatch):
     for name, value in ENV.items(): monkeypatch.setenv(name, value)
