@@ -184,8 +184,16 @@ class _Store:
     def is_empty(self) -> bool: return not torch.compiler.is_compiling() and self.length == 0  # compiled code cannot ask
 
     def keep(self, rows: list[int]) -> None:
-        "Go on with these rows only."
+        "Go on with these rows only; a row that is named twice goes on as two."
         self._k, self._v, self.lengths = self._k[rows], self._v[rows], self.lengths[rows]
+
+    def put(self, rows: list[int], other: "_Store") -> None:
+        "Replace these rows by those of another cache with as much room."
+        self._k[rows], self._v[rows], self.lengths[rows] = other._k, other._v, other.lengths
+
+    def truncate(self, length: int) -> None:
+        "Forget what each row holds beyond its first `length` tokens; their places are written again."
+        self.lengths.clamp_(max=length)
 
     def positions(self, T: int) -> Tensor:  # (B, T)
         "Where the next T tokens of each row stand."
@@ -229,11 +237,19 @@ class KVCache(_Store):
 
 # %% ../nbs/02_attention.ipynb #4a9daf93
 class RingCache(_Store):
-    "A cache for attention with a window: it holds the newest `window` tokens of each row, however long the text. For inference."
+    """A cache for attention with a window: it holds the newest `window` tokens of each row, however long the text. For inference.
 
-    def __init__(self, batch_size: int, n_kv_heads: int, window: int, d_head: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None):
-        super().__init__(batch_size, n_kv_heads, window, d_head, dtype, device)
-        self.room = self.window = window
+    It can forget as many of the newest tokens as it has `spare` places: of what they overwrote, no later token sees anything."""
+
+    def __init__(self, batch_size: int, n_kv_heads: int, window: int, d_head: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, spare: int = 0):
+        super().__init__(batch_size, n_kv_heads, window + spare, d_head, dtype, device)
+        self.room, self.window, self.spare = window + spare, window, spare
+
+    def truncate(self, length: int) -> None:
+        "ValueError where more is to be forgotten than `spare`, of a ring that has gone round."
+        if self.length > self.room and self.length - length > self.spare:
+            raise ValueError(f"The ring holds {self.length} tokens and has {self.spare} spare places, so it cannot go back to {length}; make it with spare={self.length - length} or more.")
+        super().truncate(length)
 
     def check(self, T: int, counts: Tensor | None = None) -> None:
         "A ring has room for any number of tokens."

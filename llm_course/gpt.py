@@ -225,11 +225,11 @@ def _make_block(c: GPTConfig) -> Block:
                  c.rope_theta if POSITIONS[c.positions].turns else None, c.dropout, c.norm_eps, c.d_head, c.qkv_bias, c.qk_norm_eps, c.rope_scaling)
 
 # %% ../nbs/04_gpt.ipynb #34ea793f
-def _make_cache(model: nn.Module, batch_size: int, max_seq_len: int) -> list[KVCache | RingCache]:
+def _make_cache(model: nn.Module, batch_size: int, max_seq_len: int, spare: int = 0) -> list[KVCache | RingCache]:
     "A cache a layer: a ring where the window is shorter than the text."
     weight, window = model.embedding.weight, model.config.sliding_window
-    kind, room = (RingCache, window) if window is not None and window < max_seq_len else (KVCache, max_seq_len)
-    return [kind(batch_size, b.attention.n_kv_heads, room, b.attention.d_head, weight.dtype, weight.device) for b in model.blocks]
+    kind, room, more = (RingCache, window, {"spare": spare}) if window is not None and window < max_seq_len else (KVCache, max_seq_len, {})
+    return [kind(batch_size, b.attention.n_kv_heads, room, b.attention.d_head, weight.dtype, weight.device, **more) for b in model.blocks]
 
 # %% ../nbs/04_gpt.ipynb #7020e65f
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:  # (...) to (...)
@@ -267,9 +267,9 @@ class GPT(nn.Module):
             x = block(x, turns, mask, block_cache, counts)
         return soft_cap(self.head(self.norm(x)), self.config.logit_softcap)  # (B, T, V)
 
-    def make_cache(self, batch_size: int = 1, max_seq_len: int | None = None) -> list[KVCache | RingCache]:
-        "An empty cache a layer, with room for `max_seq_len` tokens in each row (None: the model's own limit)."
-        return _make_cache(self, batch_size, max_seq_len or self.config.max_seq_len)
+    def make_cache(self, batch_size: int = 1, max_seq_len: int | None = None, spare: int = 0) -> list[KVCache | RingCache]:
+        "An empty cache a layer, with room for `max_seq_len` tokens in each row (None: the model's own limit); a ring can forget `spare` tokens."
+        return _make_cache(self, batch_size, max_seq_len or self.config.max_seq_len, spare)
 
 # %% ../nbs/04_gpt.ipynb #47cd55a2
 def parameter_count(model: nn.Module) -> int:
