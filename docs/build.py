@@ -146,11 +146,13 @@ def gather(folder: Path) -> None:
 def main(target: Path) -> int:
     "Sphinx's exit code: not 0 when it had to warn."
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "site"
+        source, built = Path(folder) / "source", Path(folder) / "built" / "html"       # myst-nb writes beside what it builds, too
         source.mkdir()
         gather(source)
+        code = sphinx_build(["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), "-d", f"{folder}/doctrees", str(source), str(built)])
         shutil.rmtree(target, ignore_errors=True)
-        return sphinx_build(["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), "-d", f"{folder}/doctrees", str(source), str(target)])
+        if built.is_dir(): shutil.move(built, target)
+        return code
 
 
 if __name__ == "__main__":
