@@ -164,7 +164,8 @@ def sampling_logits(
     _require("temperature", temperature, lambda t: 0 <= t < math.inf, "a finite number of at least 0 (0 is greedy)")
     if repetition_penalty != 1: logits = apply_repetition_penalty(logits, previous, repetition_penalty)
     if frequency_penalty != 0: logits = apply_frequency_penalty(logits, previous, frequency_penalty)
-    logits = force(ban(logits, banned_ids), forced_ids)
+    for rule, ids in ((ban, banned_ids), (force, forced_ids)):
+        if not isinstance(ids, (tuple, list)) or ids: logits = rule(logits, ids)
     if not logits.amax(-1).isfinite().all():
         raise ValueError("The logits have no finite largest value: every token is cut, or the model's numbers are NaN or infinite.")
     logits = top_k_filter(logits.float(), 1) if temperature == 0 else apply_temperature(logits, temperature)
@@ -175,10 +176,10 @@ def sampling_logits(
 # %% ../nbs/09_sampling.ipynb #4f62dcce
 def _uniform(shape: tuple, generator, device) -> Tensor:
     "Random numbers from 0 to 1, from one generator for all rows or from one a row."
-    rand = lambda shape, g: torch.rand(shape, dtype=torch.float64, device=device if g is None else g.device, generator=g).to(device)
-    if generator is None or isinstance(generator, torch.Generator): return rand(shape, generator)
+    if generator is None: return torch.rand(shape, dtype=torch.float64, device=device)
+    if isinstance(generator, torch.Generator): return torch.rand(shape, dtype=torch.float64, device=generator.device, generator=generator).to(device)
     if len(shape) != 2 or len(generator) != shape[0]: raise ValueError(f"There are {len(generator)} generators for draws of the shape {tuple(shape[:-1])}: give one, or one a row.")
-    return torch.stack([rand((1,), g) for g in generator])
+    return torch.stack([_uniform((1,), g, device) for g in generator])
 
 
 def _draw(weights: Tensor, generator=None) -> Tensor:  # (..., V) at least 0, whatever their sum, to (...)
