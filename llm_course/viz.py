@@ -237,7 +237,7 @@ def plot_logit_lens(
     for (t, layer), share in np.ndenumerate(shares):
         ax.text(layer, t, cut(show_token(words[t][layer])), ha="center", va="center", fontsize=8, family="monospace",
                 color="white" if share > 0.4 else "black", parse_math=False)
-    for t, layer in np.argwhere(came) if came is not None else ():
+    for t, layer in np.argwhere(np.asarray(came)) if came is not None else ():
         ax.add_patch(plt.Rectangle((layer - 0.47, t - 0.44), 0.94, 0.88, fill=False, edgecolor=PALETTE[1], linewidth=1.5))
     ax.set_xticks(range(columns), ["embedding", *(f"layer {i}" for i in range(columns - 1))], fontsize=9)
     return fig

@@ -614,7 +614,7 @@ class AttentionExplorer(Explorer):
         self.note.value = "" if seen == ids else f"The first {len(seen)} of {len(ids)} tokens are shown."
         self._seen = text
 
-# %% ../nbs/support/widgets.ipynb #6b651f14
+# %% ../nbs/support/widgets.ipynb #677f722c
 class _Curve:
     "A number a step, for drawing: fewer than `most` points (even), each (its last step, mean, lowest, highest) of equally many steps."
     def __init__(self, most: int = 400):
@@ -632,7 +632,7 @@ class _Curve:
             self.points = [(b[0], (a[1] + b[1]) / 2, min(a[2], b[2]), max(a[3], b[3])) for a, b in halves]
             self.width *= 2
 
-# %% ../nbs/support/widgets.ipynb #15e625d9
+# %% ../nbs/support/widgets.ipynb #68410bd4
 _PANEL_JS = """
 const GREY = 'stroke="var(--jp-border-color1, #bbb)" stroke-width="1"', START = 'text-anchor="start"', END = 'text-anchor="end"';
 const put = (x, y, where, text) => `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" ${where}>${text}</text>`;
@@ -647,7 +647,7 @@ function panel({ left, top, width, height, title, steps, low, high, log }) {
   const band = (points, colour) => path([...points.map((p) => [p[0], p[3]]), ...points.map((p) => [p[0], p[2]]).reverse()],
     `fill="${colour}" stroke="${colour}" opacity="0.4"`);
   const axes = (ticks) => put(left, top - 9, START, title) + ticks.map(rule).join("") + `<path d="M${left} ${top}V${top + height}H${left + width}" fill="none" ${GREY}/>` +
-    put(left, top + height + 15, START, brief(steps[0])) + put(left + width, top + height + 15, END, steps[1].toLocaleString("en"));
+    put(left, top + height + 15, START, `step ${brief(steps[0])}`) + put(left + width, top + height + 15, END, steps[1].toLocaleString("en"));
   return { y, x, line, band, axes };
 }
 
@@ -659,7 +659,7 @@ function labels(ends, x, bottom) {
 }
 """
 
-# %% ../nbs/support/widgets.ipynb #99db3d73
+# %% ../nbs/support/widgets.ipynb #caccc61c
 _TRAINING_JS = """
 const BLUE = "#0072B2", ORANGE = "#D55E00", INK = "currentColor", TICKS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50];
 
@@ -698,7 +698,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/support/widgets.ipynb #71c0a7d1
+# %% ../nbs/support/widgets.ipynb #72bccd21
 class _TrainingView(anywidget.AnyWidget):
     "Loss, learning rate and speed as curves, with a line of words above them."
     _esm = _PANEL_JS + _TRAINING_JS
@@ -710,11 +710,11 @@ class _TrainingView(anywidget.AnyWidget):
 """
     shown = traitlets.Dict().tag(sync=True)   # one message a picture
 
-# %% ../nbs/support/widgets.ipynb #cb6f2ff2
-def _training_line(record, max_steps: int, done: int) -> str:  # done: the steps that this run has made
+# %% ../nbs/support/widgets.ipynb #19b3375e
+def _training_line(record, max_steps: int, done: int) -> str:  # done: the steps that this run has made; 0: it makes no more
     "A record in words, with the time that the rest will take at this run's mean speed."
     if record is None: return f"step 0 of {max_steps:,}"
-    left = math.ceil(record.seconds / done * (max_steps - record.step))
+    left = math.ceil(record.seconds / done * (max_steps - record.step)) if done else 0
     return (f"step {record.step:,} of {max_steps:,}, loss {record.loss:.3f}, learning rate {record.lr:.2g}, {record.tokens_per_second:,.0f} tokens/s"
             + (f", {left // 60}:{left % 60:02d} min of training left" if left else ""))
 
@@ -724,7 +724,7 @@ def _samples_page(samples: list[tuple[int, str, str]]) -> str:  # (step, prompt,
     rows = "".join(f'<div style="white-space:nowrap;text-align:right;opacity:0.75">step {step:,}</div>{_text(prompt, text)}' for step, prompt, text in samples[:-7:-1])
     return f'<div style="display:grid;grid-template-columns:auto 1fr;gap:4px 12px;line-height:1.5;color:var(--jp-ui-font-color1,inherit)">{rows}</div>'
 
-# %% ../nbs/support/widgets.ipynb #78b0e88b
+# %% ../nbs/support/widgets.ipynb #88b934de
 def _write_sample(model, tokenizer, prompt: str, max_new_tokens: int, seed: int) -> Iterator[str]:
     "The text so far after each token, always from the same random numbers. What goes wrong is said in the text: no training ends for a sample."
     text, generator = "", torch.Generator().manual_seed(seed)
@@ -734,7 +734,7 @@ def _write_sample(model, tokenizer, prompt: str, max_new_tokens: int, seed: int)
             yield text
     except Exception as error: yield f"{text} ({type(error).__name__}: {error})"
 
-# %% ../nbs/support/widgets.ipynb #98f92e47
+# %% ../nbs/support/widgets.ipynb #6095914f
 class _Run:
     "The records of a training, their curves, its samples, and what a page is told of them."
     def __init__(self, max_steps: int, first: int = 0, floor: float | None = None):
@@ -749,11 +749,12 @@ class _Run:
         "All that `_TrainingView` draws."
         loss, valid, rate, speed = (curve.points for curve in self.curves.values())
         smooth = _smooth([mean for _, mean, *_ in loss], max(1, len(loss) // 50)).tolist()
-        says = _training_line(self.records[-1] if self.records else None, self.max_steps, len(self.records))
+        goes_on = state in ("running", "paused")
+        says = _training_line(self.records[-1] if self.records else None, self.max_steps, goes_on and len(self.records))
         return {"state": state, "says": says, "floor": self.floor, "steps": [self.first + 1, self.max_steps],
                 "loss": loss, "smooth": [[step, mean] for (step, *_), mean in zip(loss, smooth)], "valid": valid, "rate": rate, "speed": speed}
 
-# %% ../nbs/support/widgets.ipynb #559436e3
+# %% ../nbs/support/widgets.ipynb #b2147faa
 class _Job:
     "One long piece of work in an explorer's worker: between two of its steps it can be paused and continued, or stopped for good."
     _all = WeakSet()
@@ -797,7 +798,7 @@ class _Job:
         finally:
             if self.ended: self.owner._draw()
 
-# %% ../nbs/support/widgets.ipynb #f0918463
+# %% ../nbs/support/widgets.ipynb #56ac1cfe
 class _JobButtons(widgets.HBox):
     "Start, Pause and Continue in one button, and Stop."
     def __init__(self, job: _Job):
@@ -816,7 +817,7 @@ class _JobButtons(widgets.HBox):
         self.go.description = {"ready": "Start", "running": "Pause"}.get(self.job.state, "Continue")
         self.go.disabled = self.stop.disabled = self.job.state not in ("ready", "running", "paused")
 
-# %% ../nbs/support/widgets.ipynb #a18578d7
+# %% ../nbs/support/widgets.ipynb #9bb1a680
 class TrainingDashboard(Explorer):
     """Train with Start, Pause, Continue and Stop, and watch the loss, the learning rate, the speed, and what the model writes.
 
@@ -863,7 +864,7 @@ class TrainingDashboard(Explorer):
         if hasattr(self, "worker"): self.job.abandon()   # Python, too, closes a widget, at its end: then no thread may start
         super().close()
 
-# %% ../nbs/support/widgets.ipynb #a98a0667
+# %% ../nbs/support/widgets.ipynb #3613e978
 def logit_lens(
     model,
     ids: Tensor,  # (T,) at least one id, at most max_seq_len
@@ -876,7 +877,7 @@ def logit_lens(
         logits = model.head(model.norm(streams.to(weight.device, weight.dtype)))
         return soft_cap(logits.float(), model.config.logit_softcap).log_softmax(-1).cpu()
 
-# %% ../nbs/support/widgets.ipynb #83c08d6c
+# %% ../nbs/support/widgets.ipynb #24b40443
 def _name(tokenizer, i: int) -> str:
     "A token's text, with white space made visible."
     if i >= tokenizer.vocab_size: return f"⟨id {i}⟩"
@@ -897,7 +898,7 @@ def lens_table(
     return {"read": [_name(tokenizer, i) for i in ids[:log_probs.shape[1]]], "came": ["" if i is None else _name(tokenizer, i) for i in came],
             "top": [[cell(t, *pair) for pair in zip(*row)] for t, row in enumerate(rows)]}
 
-# %% ../nbs/support/widgets.ipynb #1430dc2c
+# %% ../nbs/support/widgets.ipynb #9df621a6
 _LENS_JS = """
 const percent = (p) => `${(100 * p).toFixed(1)} %`, make = (tag, text, more = {}) => Object.assign(document.createElement(tag), { textContent: text, ...more });
 
@@ -955,7 +956,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/support/widgets.ipynb #d71642f4
+# %% ../nbs/support/widgets.ipynb #d3cd9ce0
 class _LensView(anywidget.AnyWidget):
     "The grid of what each layer would say, and the likeliest tokens of the chosen cell."
     _esm = _LENS_JS
@@ -978,7 +979,7 @@ class _LensView(anywidget.AnyWidget):
 """
     shown = traitlets.Dict().tag(sync=True)   # of lens_table
 
-# %% ../nbs/support/widgets.ipynb #6db66bda
+# %% ../nbs/support/widgets.ipynb #1c596716
 class LogitLens(Explorer):
     "Type a text, and see what each layer would say next at each position; choose a cell for its ten likeliest tokens."
     def __init__(self, model, tokenizer, text: str = "", max_tokens: int = 64):
