@@ -6,15 +6,17 @@
 __all__ = ['apply_temperature', 'top_k_filter', 'top_p_filter', 'min_p_filter', 'typical_filter', 'ban', 'force',
            'apply_repetition_penalty', 'apply_frequency_penalty', 'sampling_logits', 'sample_next', 'next_logits',
            'Step', 'generate_steps', 'generate', 'prompt_ids', 'stop_at', 'generate_text', 'generate_batch', 'Beam',
-           'beam_search', 'accept_drafts', 'Round', 'speculative_rounds', 'generate_speculative']
+           'beam_search', 'accept_drafts', 'Round', 'speculative_rounds', 'generate_speculative', 'quantize_rows',
+           'int8_product', 'Int8Linear', 'quantize_int8']
 
 # %% ../nbs/09_sampling.ipynb #9f9cf743
 import math
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .gpt import GPT
@@ -619,3 +621,49 @@ def speculative_rounds(
 def generate_speculative(model: GPT, draft: GPT, ids: Iterable[int], max_new_tokens: int, **settings) -> Iterator[int]:
     "The ids of `speculative_rounds`, one by one."
     return (id for found in speculative_rounds(model, draft, ids, max_new_tokens, **settings) for id in found.ids)
+
+# %% ../nbs/09_sampling.ipynb #2b02b586
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:  # (..., C) to (..., C) int8, and (..., 1) float32
+    "Each row as whole numbers q and one scale: scale · q is within half a scale of the row. The largest is 127 or -127."
+    scale = torch.linalg.vector_norm(x.float(), math.inf, dim=-1, keepdim=True).clamp(min=1e-30) / 127
+    return (x / scale).round().to(torch.int8), scale
+
+# %% ../nbs/09_sampling.ipynb #3a116022
+@cache
+def _int_mm_is_exact() -> bool:
+    "Whether this processor adds products of int8 numbers without overflow."
+    largest = torch.full((64, 64), 127, dtype=torch.int8)
+    return all(torch._int_mm(sign * largest, largest).eq(sign * 64 * 127 * 127).all().item() for sign in (1, -1))
+
+
+def int8_product(
+    a: Tensor,  # (R, K) int8
+    b: Tensor,  # (N, K) int8
+) -> Tensor:    # (R, N) int32
+    "a bᵀ, summed in whole numbers."
+    return torch._int_mm(a, b.T) if a.is_cpu and _int_mm_is_exact() else (a.float() @ b.float().T).int()
+
+# %% ../nbs/09_sampling.ipynb #993ced11
+class Int8Linear(nn.Module):
+    "A linear layer that keeps its weights as int8 with a scale for each output, and rounds what comes in, each row for itself. For inference."
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight, scale = quantize_rows(linear.weight.detach())
+        self.register_buffer("weight", weight)           # (out, in) int8
+        self.register_buffer("scale", scale[:, 0])       # (out,) float32
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:              # (..., in) to (..., out)
+        rows, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+        y = int8_product(rows, self.weight) * (scale * self.scale)
+        if self.bias is not None: y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def quantize_int8(model: nn.Module) -> nn.Module:
+    "Replace every linear layer of `model`, in place, by its int8 form, and return it. Nothing can be trained or exported afterwards."
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear): setattr(parent, name, Int8Linear(child))
+    return model
