@@ -899,52 +899,64 @@ def lens_table(
             "top": [[cell(t, *pair) for pair in zip(*row)] for t, row in enumerate(rows)]}
 
 # %% ../nbs/support/widgets.ipynb #9df621a6
-_LENS_JS = """
+_LENS_PARTS = """
 const percent = (p) => `${(100 * p).toFixed(1)} %`, make = (tag, text, more = {}) => Object.assign(document.createElement(tag), { textContent: text, ...more });
+const layer = (l) => l ? `layer ${l - 1}` : "embedding";
 
+function topRow([name, p, came]) {
+  const row = make("div", ""), bar = make("i", "");
+  bar.style.width = `${100 * p}%`;
+  row.append(make("code", name + (came ? " ✓" : "")), make("span", ""), make("b", percent(p)));
+  row.children[1].append(bar);
+  return row;
+}
+
+function topTitle({ read, came }, [t, l]) {
+  return make("p", `after ${l ? "" : "the "}${layer(l)}, at ${read[t]}${came[t] ? ` (then came ${came[t]})` : ""}`);
+}
+
+function gridCell([name, p, came], l, read, onclick) {
+  const cell = make("td", name + (came ? " ✓" : ""), { className: came ? "came" : "", onclick });
+  cell.setAttribute("role", "gridcell");
+  cell.setAttribute("aria-label", `${name} ${percent(p)}, ${layer(l)}, read ${read}${came ? ", came next" : ""}`);
+  cell.style.setProperty("--share", `${75 * p}%`);
+  return cell;
+}
+
+function gridRow(cells, t, read, choose) {
+  const row = make("tr", "");
+  row.append(make("th", read, { scope: "row" }), ...cells.map(([best], l) => gridCell(best, l, read, () => choose([t, l]))));
+  return row;
+}
+"""
+
+# %% ../nbs/support/widgets.ipynb #7f63a4de
+_LENS_RENDER = """
 function render({ model, el }) {
   el.innerHTML = `<div class="llm-lens"><div class="scroll"><table role="grid" aria-label="what each layer would say next: choose a cell for its ten likeliest tokens" data-lm-suppress-shortcuts="true">
     <thead></thead><tbody></tbody></table></div><div class="top" aria-live="polite"></div></div>`;
-  const [head, body, top] = ["thead", "tbody", ".top"].map((name) => el.querySelector(name));
+  const [head, body, top] = ["thead", "tbody", ".top"].map((name) => el.querySelector(name)), cellAt = ([t, l]) => body.rows[t].cells[l + 1];
   let at = [Infinity, Infinity];
-  const layer = (l) => l ? `layer ${l - 1}` : "embedding", cellAt = ([t, l]) => body.rows[t].cells[l + 1];
-  const keep = (spot, shown) => spot.map((k, axis) => Math.max(0, Math.min((axis ? shown.top[0].length : shown.top.length) - 1, k)));
-  const stop = (spot) => { for (const cell of body.querySelectorAll("td")) cell.tabIndex = -1; cellAt(spot).tabIndex = 0; };
+  const keep = (spot, { top }) => spot.map((k, axis) => Math.max(0, Math.min((axis ? top[0] : top).length - 1, k)));
+  const stop = (spot) => { for (const cell of body.querySelectorAll("td")) cell.tabIndex = cell === cellAt(spot) ? 0 : -1; return cellAt(spot); };
   const choose = (spot) => {
-    const shown = model.get("shown"), [t, l] = at = keep(spot, shown);
-    for (const cell of body.querySelectorAll("td")) cell.setAttribute("aria-selected", cell === cellAt(at));
-    stop(at);
-    const rows = shown.top[t][l].map(([name, p, came]) => {
-      const row = make("div", ""), bar = make("i", "");
-      bar.style.width = `${100 * p}%`;
-      row.append(make("code", name + (came ? " ✓" : "")), make("span", ""), make("b", percent(p)));
-      row.children[1].append(bar);
-      return row;
-    });
-    top.replaceChildren(make("p", `${l ? "after " : "after the "}${layer(l)}, at ${shown.read[t]}${shown.came[t] ? ` (then came ${shown.came[t]})` : ""}`), ...rows);
+    const shown = model.get("shown"), chosen = stop(at = keep(spot, shown));
+    for (const cell of body.querySelectorAll("td")) cell.setAttribute("aria-selected", cell === chosen);
+    top.replaceChildren(topTitle(shown, at), ...shown.top[at[0]][at[1]].map(topRow));
+    return chosen;
   };
   const build = () => {
-    const shown = model.get("shown");
+    const shown = model.get("shown"), line = make("tr", "");
     if (!shown.top) return;
-    head.replaceChildren(make("tr", ""));
-    head.firstChild.append(make("th", "read"), ...shown.top[0].map((_, l) => make("th", layer(l), { scope: "col" })));
-    body.replaceChildren(...shown.top.map((row, t) => {
-      const line = make("tr", "");
-      line.append(make("th", shown.read[t], { scope: "row" }), ...row.map(([[name, p, came]], l) => {
-        const cell = make("td", name + (came ? " ✓" : ""), { className: came ? "came" : "", onclick: () => { choose([t, l]); cell.focus(); } });
-        cell.setAttribute("role", "gridcell");
-        cell.setAttribute("aria-label", `${name} ${percent(p)}, ${layer(l)}, read ${shown.read[t]}${came ? ", came next" : ""}`);
-        cell.style.setProperty("--share", `${75 * p}%`);
-        return cell;
-      }));
-      return line;
-    }));
+    line.append(make("th", "read"), ...shown.top[0].map((_, l) => make("th", layer(l), { scope: "col" })));
+    head.replaceChildren(line);
+    body.replaceChildren(...shown.top.map((cells, t) => gridRow(cells, t, shown.read[t], (spot) => choose(spot).focus())));
     choose(at);
   };
   body.onkeydown = (event) => {
     const cell = event.target.closest("td"), [t, l] = [cell.parentNode.rowIndex - 1, cell.cellIndex - 1];
     const to = { ArrowUp: [t - 1, l], ArrowDown: [t + 1, l], ArrowLeft: [t, l - 1], ArrowRight: [t, l + 1], Home: [t, 0], End: [t, Infinity] }[event.key];
-    if (to) { const spot = keep(to, model.get("shown")); stop(spot); cellAt(spot).focus(); }
+    if (to) stop(keep(to, model.get("shown"))).focus();
     else if (event.key === "Enter" || event.key === " ") choose([t, l]);
     else return;
     event.preventDefault();
@@ -959,7 +971,7 @@ export default { render };
 # %% ../nbs/support/widgets.ipynb #d3cd9ce0
 class _LensView(anywidget.AnyWidget):
     "The grid of what each layer would say, and the likeliest tokens of the chosen cell."
-    _esm = _LENS_JS
+    _esm = _LENS_PARTS + _LENS_RENDER
     _css = """
 .llm-lens { display: flex; flex-wrap: wrap; gap: 16px; padding: 4px; color: var(--jp-ui-font-color1, inherit); }
 .llm-lens .scroll { max-height: 30em; overflow: auto; max-width: 100%; }
