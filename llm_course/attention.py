@@ -184,8 +184,12 @@ class _Store:
     def is_empty(self) -> bool: return not torch.compiler.is_compiling() and self.length == 0  # compiled code cannot ask
 
     def keep(self, rows: list[int]) -> None:
-        "Go on with these rows only."
+        "Go on with these rows only; a row that is named twice goes on as two."
         self._k, self._v, self.lengths = self._k[rows], self._v[rows], self.lengths[rows]
+
+    def put(self, rows: list[int], other: "_Store") -> None:
+        "Replace these rows by those of another cache with as much room."
+        self._k[rows], self._v[rows], self.lengths[rows] = other._k, other._v, other.lengths
 
     def positions(self, T: int) -> Tensor:  # (B, T)
         "Where the next T tokens of each row stand."
