@@ -258,7 +258,7 @@ def plot_tokens(
 
 # %% ../nbs/support/viz.ipynb #87ba4202
 PROBABILITY_LEVELS = (  # lowest probability, colour, how strong it is
-    (0.8, PALETTE[0], 0.5), (0.4, PALETTE[0], 0.22), (0.1, PALETTE[1], 0.18), (0.02, PALETTE[1], 0.4), (0.0, PALETTE[1], 0.7))
+    (0.8, PALETTE[0], 0.3), (0.4, PALETTE[0], 0.15), (0.1, PALETTE[1], 0.2), (0.02, PALETTE[1], 0.45), (0.0, PALETTE[1], 0.75))
 
 def probability_level(p: float) -> int:
     "Which of PROBABILITY_LEVELS a probability belongs to: 0 for the likely ones, 4 for the unlikely."

@@ -326,7 +326,7 @@ class TokenizerExplorer(Explorer):
         self.count.value = _count_line(text, tokens)
         self.strip.tokens = _strip_rows(tokens[:_MOST_TOKENS], made)
 
-# %% ../nbs/support/widgets.ipynb #8539f8b3
+# %% ../nbs/support/widgets.ipynb #bd595f59
 class NextToken(NamedTuple):
     "A token that may come next."
     id: int
@@ -340,7 +340,7 @@ def _token_text(tokenizer, i: int) -> str:
     text = tokenizer.decode([i]) if i < tokenizer.vocab_size else "\ufffd"   # a model may have more ids than its tokenizer
     return f"⟨id {i}⟩" if "\ufffd" in text else show_token(text)
 
-# %% ../nbs/support/widgets.ipynb #19368ed7
+# %% ../nbs/support/widgets.ipynb #838af5af
 def next_token_rows(
     logits: Tensor,           # (V,) from the model
     tokenizer,
@@ -354,7 +354,7 @@ def next_token_rows(
     rows = [NextToken(i, _token_text(tokenizer, i), before[i].item(), after[i].item()) for i in ids]
     return sorted(rows, key=lambda row: (-row.before, row.id))
 
-# %% ../nbs/support/widgets.ipynb #f1e72e4b
+# %% ../nbs/support/widgets.ipynb #abb92c8f
 def _summary(logits: Tensor, **settings) -> str:
     "How many tokens are left to draw from, how likely the model held them together, and how open the choice is."
     entropy = lambda x: abs(torch.special.entr(x.float().softmax(-1)).sum().item())
@@ -363,7 +363,7 @@ def _summary(logits: Tensor, **settings) -> str:
     kept = logits.float().softmax(-1)[left].sum().item()
     return f"{int(left.sum()):,} of {len(after):,} tokens left with {kept:.0%} of the model's probability, entropy {entropy(logits):.2f} → {entropy(after):.2f} nats"
 
-# %% ../nbs/support/widgets.ipynb #a68dbc91
+# %% ../nbs/support/widgets.ipynb #b01748f7
 def plot_next_token(
     model,
     tokenizer,
@@ -389,35 +389,39 @@ def plot_next_token(
     ax.grid(False, axis="y")
     return fig
 
-# %% ../nbs/support/widgets.ipynb #dd6cc9f6
-_NEXT_JS = """
-const percent = (p) => p >= 0.9995 || p === 0 ? `${100 * p} %`.replace(/\\.\\d+/, "") : p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`;
+# %% ../nbs/support/widgets.ipynb #6cd4136a
+_NEXT_ROW = """
+const percent = (p) => p > 0 && p < 0.001 ? "< 0.1 %" : p < 1 && p > 0.999 ? "> 99.9 %" : `${(100 * p).toFixed(1)} %`;
+const make = (model) => {
+  const row = document.createElement("button");
+  row.type = "button";
+  row.innerHTML = "<code></code><span class=bars><i class=before></i><i class=after></i></span><span class=num></span>";
+  row.onclick = () => model.send({ choose: Number(row.dataset.id), place: model.get("place") });
+  return row;
+};
+const fill = (row, [id, text, before, after], there) => {
+  const [code, bars, num] = row.children, here = id === there;
+  code.textContent = text;
+  num.textContent = `${percent(before)} → ${after ? percent(after) : "cut"}`;
+  bars.children[0].style.width = `${100 * before}%`; bars.children[1].style.width = `${100 * after}%`;
+  row.dataset.id = id; row.className = (here ? "here" : "") + (after ? "" : " cut");
+  row.setAttribute("aria-label", `${text}: ${num.textContent}${here ? ", stands there" : ""}`);
+};
+"""
+
+# %% ../nbs/support/widgets.ipynb #e5a8045e
+_NEXT_JS = _NEXT_ROW + """
 const INSIDE = `<div class="at" aria-live="polite"></div><div class="rows" role="group" aria-label="tokens that may come next"></div>
-  <div class="sum"></div><div class="legend"><i class="before"></i> in the model <i class="after"></i> drawn with. Choose a token to write on from it.</div>`;
+  <div class="sum"></div><div class="legend"><i class="before"></i> in the model <i class="after"></i> drawn with. Choose one to write on from it.</div>`;
 
 export default { render({ model, el }) {
   el.innerHTML = `<div class="llm-next" data-lm-suppress-shortcuts="true">${INSIDE}</div>`;
   const [at, rows, sum] = el.firstChild.children;
-  const make = () => {
-    const row = document.createElement("button");
-    row.type = "button";
-    row.innerHTML = "<code></code><span class=bars><i class=before></i><i class=after></i></span><span class=num></span>";
-    row.onclick = () => model.send({ choose: Number(row.dataset.id), place: model.get("place") });
-    return row;
-  };
-  const fill = (row, [id, text, before, after], k) => {
-    const [code, bars, num] = row.children, here = id === model.get("here");
-    code.textContent = text;
-    num.textContent = `${percent(before)} → ${after ? percent(after) : "cut"}`;
-    bars.children[0].style.width = `${100 * before}%`; bars.children[1].style.width = `${100 * after}%`;
-    row.dataset.id = id; row.className = (here ? "here" : "") + (after ? "" : " cut");
-    row.setAttribute("aria-label", `${text}: ${num.textContent}${here ? ", stands there" : ""}`);
-  };
   const draw = () => {
     const list = model.get("rows");
-    while (rows.children.length < list.length) rows.append(make());
+    while (rows.children.length < list.length) rows.append(make(model));
     while (rows.children.length > list.length) rows.lastChild.remove();
-    list.forEach((row, k) => fill(rows.children[k], row, k));
+    list.forEach((row, k) => fill(rows.children[k], row, model.get("here")));
     if (!rows.querySelector("[tabindex='0']")) [...rows.children].forEach((row, k) => row.tabIndex = k ? -1 : 0);
     at.textContent = model.get("at"); sum.textContent = model.get("sum");
   };
@@ -432,22 +436,22 @@ export default { render({ model, el }) {
   return () => model.off("change", draw);
 } };"""
 
-# %% ../nbs/support/widgets.ipynb #80030e3c
+# %% ../nbs/support/widgets.ipynb #18f74999
 _NEXT_CSS = f"""
 .llm-next {{ color: var(--jp-ui-font-color1, inherit); line-height: 1.5; }}
 .llm-next .at {{ font-weight: bold; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .llm-next .rows {{ margin: 4px 0; }}
-.llm-next button {{ display: grid; grid-template-columns: 7.5em 1fr 9.5em; gap: 8px; align-items: center; width: 100%; padding: 2px 4px;
+.llm-next button {{ display: grid; grid-template-columns: 7.5em 1fr 10.5em; gap: 8px; align-items: center; width: 100%; padding: 2px 4px;
   border: 0; border-radius: 3px; background: none; color: inherit; font: inherit; text-align: left; cursor: pointer; }}
 .llm-next button:hover, .llm-next button:focus-visible {{ outline: 2px solid currentColor; outline-offset: -2px; }}
 .llm-next button.here {{ background: var(--jp-layout-color2, #7F7F7F33); font-weight: bold; }}
-.llm-next button.cut .num {{ opacity: 0.7; }}
+.llm-next button.cut .after {{ visibility: hidden; }}
 .llm-next code {{ text-align: right; white-space: pre; overflow: hidden; text-overflow: ellipsis; background: none; color: inherit;
   font-family: var(--jp-code-font-family, monospace); }}
 .llm-next .bars i {{ display: block; }}
 .llm-next .before {{ height: 4px; background: {PALETTE[6]}; }}
 .llm-next .after {{ height: 8px; background: {PALETTE[0]}; box-shadow: 0 0 0 0.5px {PALETTE[5]}; }}
-.llm-next .num {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.llm-next .num {{ font-weight: normal; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .llm-next .legend i {{ display: inline-block; width: 1.6em; vertical-align: middle; }}
 """
 
@@ -459,40 +463,27 @@ class NextTokenBars(anywidget.AnyWidget):
     at, sum = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)   # the lines above and below
     place = traitlets.Unicode().tag(sync=True)  # which text and where in it, sent back with a choice
 
-# %% ../nbs/support/widgets.ipynb #dc586fec
+    def show(self, logits: Tensor, tokenizer, here: int = -1, at: str = "", place: str = "", **settings) -> None:
+        "Send another place, or other settings, in one message."
+        rows = next_token_rows(logits, tokenizer, also=[here] if here >= 0 else [], **settings)
+        with self.hold_sync():
+            self.rows, self.here, self.at, self.place, self.sum = rows, here, at, place, _summary(logits, **settings)
+
+# %% ../nbs/support/widgets.ipynb #dab91903
 def _word(number: int, step: Step, text: str, part: int, parts: int) -> list:
     "How a token is shown: its text, the level of its probability, its details. `text` is what the tokens of its group are together."
     shown = "".join(c if c == " " else show_token(c) for c in text) or "∅"
     p, name = math.exp(step.log_prob), show_token(text) + (f" (part {part} of {parts})" if parts > 1 else "")
-    return [shown if part == 1 else "▫", probability_level(min(p, 1.0)), f"token {number:,}   {name}   id {step.id:,}   {p:.1%} in the model"]
+    share = f"{p:.1%}" if p >= 0.001 else f"1 in {1 / p:,.0f}" if p > 1e-9 else "less than 1 in a billion"
+    return [shown if part == 1 else "▫", probability_level(min(p, 1.0)), f"token {number:,}   {name}   id {step.id:,}   {share} in the model"]
 
-# %% ../nbs/support/widgets.ipynb #1aed10fe
-def _in_view(
-    n: int,        # ids in the prompt
-    written: int,  # tokens written after it
-    window: int,   # the model's max_seq_len
-) -> int:
-    "How many of the last ids the model sees when the next token is written."
-    half = max(1, window // 2)
-    seen = (n if n <= window else half) + written
-    return seen if seen <= window else half + (seen - window - 1) % (window - half + 1)
+# %% ../nbs/support/widgets.ipynb #88aa012a
+class _Spelling:
+    "Tokens that come one by one, each with how it is shown."
+    def __init__(self, tokenizer):
+        self.tokenizer, self.steps, self.rows, self._read, self._waiting = tokenizer, [], [], [], []
 
-# %% ../nbs/support/widgets.ipynb #1f8bd097
-class _Draft:
-    "A text: its prompt, the tokens written after it, each with how many ids were in view, and how they are shown."
-    def __init__(self, model, tokenizer, prompt: str):
-        self.ids, self.tokenizer, self.prompt, self.window = prompt_ids(model, tokenizer, prompt), tokenizer, prompt, model.config.max_seq_len
-        self.steps, self.views, self.rows, self._read, self._waiting = [], [], [], [], []
-        self.start, self.seed, self.ended = 0, 0, "…"   # how many tokens were kept when this version was begun
-
-    def before(self, at: int) -> list[int]: return self.ids + [step.id for step in self.steps[:at]]
-
-    def view(self, at: int) -> int:
-        "How many ids the model saw, or will see, at token `at`."
-        return self.views[at] if at < len(self.steps) else _in_view(len(self.ids) + self.start, at - self.start, self.window)
-
-    def add(self, step: Step, view: int | None = None) -> None:
-        self.views.append(view or self.view(len(self.steps)))
+    def add(self, step: Step) -> None:
         self.steps.append(step)
         self._waiting.append(step)
         self.spell()
@@ -505,6 +496,35 @@ class _Draft:
         self.rows += [_word(len(self.rows) + k, step, text, k, n) for k, step in enumerate(self._waiting, 1)]
         self._read, self._waiting = self._waiting, []
 
+# %% ../nbs/support/widgets.ipynb #9d2af3a8
+def _in_view(
+    n: int,        # ids in the prompt
+    written: int,  # tokens written after it
+    window: int,   # the model's max_seq_len
+) -> int:
+    "How many of the last ids the model sees when the next token is written."
+    half = max(1, window // 2)
+    seen = (n if n <= window else half) + written
+    return seen if seen <= window else half + (seen - window - 1) % (window - half + 1)
+
+# %% ../nbs/support/widgets.ipynb #6477fbf5
+class _Draft(_Spelling):
+    "A version of a text: its prompt, the tokens after it, and how many ids were in view at each."
+    def __init__(self, model, tokenizer, prompt: str):
+        super().__init__(tokenizer)
+        self.ids, self.prompt, self.window, self.views = prompt_ids(model, tokenizer, prompt), prompt, model.config.max_seq_len, []
+        self.start, self.seed, self.ended = 0, 0, "…"        # start: how many tokens are from the version before
+
+    def before(self, at: int) -> list[int]: return self.ids + [step.id for step in self.steps[:at]]
+
+    def view(self, at: int) -> int:
+        "How many ids the model saw, or will see, at token `at`."
+        return self.views[at] if at < len(self.steps) else _in_view(len(self.ids) + self.start, at - self.start, self.window)
+
+    def add(self, step: Step, view: int | None = None) -> None:
+        self.views.append(view or self.view(len(self.steps)))
+        super().add(step)
+
     def cut(self, model, at: int) -> "_Draft":
         "A new version that keeps the first `at` tokens."
         new = _Draft(model, self.tokenizer, self.prompt)
@@ -512,70 +532,83 @@ class _Draft:
         new.start = at
         return new
 
-# %% ../nbs/support/widgets.ipynb #d71afeb2
-_WRITTEN_JS = """
+    def write(self, model, length: int, seed: int, forced: Iterable[int], **settings) -> Iterator[Step]:
+        "The steps that write on from here, as the samplers are set."
+        self.seed, generator, stops = seed, torch.Generator().manual_seed(seed), {self.tokenizer.eos_id} - {None}
+        return generate_steps(model, self.before(self.start), length, stops, forced_ids=forced, generator=generator, **settings)
+
+# %% ../nbs/support/widgets.ipynb #ed66203a
+_WRITTEN_KEYS = """
+  page.onkeydown = (event) => {
+    const now = words.indexOf(event.target), to = words[goal(event.key, now, words.length)];
+    if (now < 0) return;
+    if (to) { tab(words.indexOf(to)); to.focus(); }
+    else if (event.key === "Enter" || event.key === " ") pick(now);
+    else if (event.key === "Escape" && model.get("selected") >= 0) pick(model.get("selected"));
+    else if (goal(event.key, now, 1) === undefined) return;
+    event.preventDefault();
+  };"""
+
+# %% ../nbs/support/widgets.ipynb #6378d37d
+_WRITTEN_WORD = """
+const word = (act) => {
+  const span = document.createElement("span");
+  span.tabIndex = -1; span.setAttribute("role", "button"); span.onclick = act;
+  return span;
+};
+const fill = (span, [text, level, details]) => {
+  span.textContent = text.replaceAll("⏎", "⏎\\n");
+  span.className = `p${level}`; span.dataset.about = details; span.setAttribute("aria-label", details);
+};
+const legend = (names) => names.flatMap((name, i) => {
+  const span = document.createElement("span");
+  span.className = `p${i}`; span.textContent = name;
+  return [span, " "];
+});
+const goal = (key, now, n) => ({ ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: n - 1 })[key];
+"""
+
+# %% ../nbs/support/widgets.ipynb #f7278544
+_WRITTEN_JS = _WRITTEN_WORD + """
 export default { render({ model, el }) {
   el.innerHTML = `<div class="llm-written"><div class="page" role="group" aria-label="the text" data-lm-suppress-shortcuts="true"><span class="prompt"></span></div>
     <div class="line"></div><div class="line" role="status"></div><div class="key">probability in the model: </div></div>`;
   const [page, about, status, key] = el.firstChild.children, words = [], drawn = [];
-  key.append(...model.get("names").flatMap((name, i) => {
-    const span = document.createElement("span");
-    span.className = `p${i}`; span.textContent = name;
-    return [span, " "];
-  }));
+  let told = -1;  // the token that the line is about
+  key.append(...legend(model.get("names")));
   const tab = (to) => words.forEach((word, i) => word.tabIndex = i === to ? 0 : -1);
-  const tell = ({ target }) => { if (target.dataset.about) about.textContent = target.dataset.about; };
+  const line = () => { about.textContent = words[told]?.dataset.about ?? (words.length ? model.get("help") : ""); };
+  const tell = ({ target }) => { if (words.includes(target)) { told = words.indexOf(target); line(); } };
   const pick = (i) => { model.set("selected", i === model.get("selected") ? -1 : i); model.save_changes(); };
-  const word = (i) => {
-    const span = document.createElement("span");
-    span.tabIndex = i ? -1 : 0; span.setAttribute("role", "button");
-    span.onclick = () => { tab(i); pick(i); };
-    page.append(span);
-    return words[i] = span;
-  };
-  const fill = (span, [text, level, details]) => {
-    span.textContent = text.replaceAll("⏎", "⏎\\n");
-    span.className = `p${level}`; span.dataset.about = details; span.setAttribute("aria-label", details);
-  };
+  const add = (i) => { page.append(words[i] = word(() => { tab(i); pick(i); })); return words[i]; };
   const draw = () => {
     const rows = model.get("rows"), low = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
     page.firstChild.textContent = model.get("prompt");
-    rows.forEach((row, i) => { const now = JSON.stringify(row); if (drawn[i] !== now) fill(words[i] ?? word(i), row); drawn[i] = now; });
+    rows.forEach((row, i) => { const now = JSON.stringify(row); if (drawn[i] !== now) fill(words[i] ?? add(i), row); drawn[i] = now; });
     while (words.length > rows.length) { words.pop().remove(); drawn.pop(); }
     words.forEach((span, i) => span.setAttribute("aria-pressed", i === model.get("selected")));
     if (!words.some((span) => span.tabIndex === 0)) tab(0);
     if (low) page.scrollTop = page.scrollHeight;
-    page.classList.toggle("writing", model.get("writing"));
-    status.textContent = model.get("status");
-    if (!words.length) about.textContent = ""; else if (!about.textContent) about.textContent = model.get("help");
+    page.classList.toggle("writing", model.get("writing")); status.textContent = model.get("status"); line();
   };
-KEYS
+KEYBOARD
+  page.onmouseover = tell; page.addEventListener("focusin", tell);
   model.on("change", draw); draw();
   return () => model.off("change", draw);
-} };""".replace("KEYS", """
-  page.onkeydown = (event) => {
-    const now = words.indexOf(event.target);
-    if (now < 0) return;
-    const to = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: words.length - 1 }[event.key];
-    if (words[to]) { tab(to); words[to].focus(); }
-    else if (event.key === "Enter" || event.key === " ") pick(now);
-    else if (event.key === "Escape") pick(model.get("selected"));
-    else if (to === undefined) return;
-    event.preventDefault();
-  };
-  page.onmouseover = page.onfocusin = tell; page.addEventListener("focusin", tell);""")
+} };""".replace("KEYBOARD", _WRITTEN_KEYS)
 
-# %% ../nbs/support/widgets.ipynb #6ac38b3d
+# %% ../nbs/support/widgets.ipynb #c2e9404d
 _WRITTEN_CSS = """
 .llm-written { color: var(--jp-ui-font-color1, inherit); line-height: 1.5; }
 .llm-written .page { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; min-height: 8em; max-height: 24em; overflow: auto; padding: 4px 6px;
   border: 1px solid var(--jp-border-color2, #bbb); border-radius: 3px; font-size: var(--jp-content-font-size1, 14px); }
 .llm-written .prompt { opacity: 0.75; }
 .llm-written .page span[role] { border-radius: 2px; padding: 2px 0; cursor: pointer; -webkit-box-decoration-break: clone; box-decoration-break: clone; }
-.llm-written .page span[role]:hover, .llm-written .page span[role]:focus-visible { outline: 2px solid currentColor; }
-.llm-written .page span[aria-pressed="true"] { outline: 2px solid currentColor; font-weight: bold; }
+.llm-written .page span[role]:hover { outline: 1px dashed currentColor; }
+.llm-written .page span[role]:focus-visible { outline: 2px solid currentColor; }
+.llm-written .page span[aria-pressed="true"] { outline: 3px solid currentColor; }
 .llm-written .writing::after { content: "▌"; opacity: 0.6; }
-.llm-written .line { min-height: 1.5em; white-space: pre-wrap; overflow-wrap: anywhere; }
+.llm-written .line { min-height: 1.5em; white-space: pre; overflow: hidden; text-overflow: ellipsis; }
 .llm-written .key span { border-radius: 2px; padding: 1px 5px; white-space: nowrap; }
 """ + "\n".join(f".llm-written .p{i} {{ background: {colour}{round(255 * strength):02x}; box-shadow: inset 0 -{max(0, i - 1)}px {colour}; }}"
                for i, (_, colour, strength) in enumerate(PROBABILITY_LEVELS))
@@ -588,16 +621,16 @@ class WrittenText(anywidget.AnyWidget):
     selected = traitlets.Int(-1).tag(sync=True)     # the number of the token, -1: none
     writing = traitlets.Bool().tag(sync=True)
     names = traitlets.List(level_names()).tag(sync=True)
-    help = traitlets.Unicode("Click a token (or Tab, arrow keys, Enter) to see what else could stand there.").tag(sync=True)
+    help = traitlets.Unicode("Click a token (or Tab, arrows, Enter): what else could be there?").tag(sync=True)
 
-# %% ../nbs/support/widgets.ipynb #7bd47b70
+# %% ../nbs/support/widgets.ipynb #7a233691
 SAMPLERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty")
 
 def _settings(values: dict) -> dict:
     "The samplers' arguments from the sliders' values; top_k at 0 is off."
     return {name: values[name] or None if name == "top_k" else values[name] for name in SAMPLERS}
 
-# %% ../nbs/support/widgets.ipynb #aeea377a
+# %% ../nbs/support/widgets.ipynb #1a1e9bf0
 def _controls(prompt: str, max_new_tokens: int) -> dict[str, widgets.Widget]:
     "What the reader can change, by name."
     wide, style = widgets.Layout(width="98%"), {"description_width": "10.5em"}
@@ -616,7 +649,7 @@ def _controls(prompt: str, max_new_tokens: int) -> dict[str, widgets.Widget]:
         "seed": widgets.BoundedIntText(42, min=0, max=2**31 - 1, description="seed", style=style, layout=widgets.Layout(width="18em")),
     }
 
-# %% ../nbs/support/widgets.ipynb #2a0fff42
+# %% ../nbs/support/widgets.ipynb #0d3bd176
 def open_model(
     folder: str | Path,  # a run or checkpoint of this course, or a Hugging Face folder; also below project_root()
 ) -> tuple[nn.Module, object]:
@@ -627,7 +660,7 @@ def open_model(
     if tokenizer is None: raise ValueError(f"{folder} holds a model but no tokenizer: load both yourself, and call Playground(model, tokenizer).")
     return model, tokenizer
 
-# %% ../nbs/support/widgets.ipynb #7f38e8ef
+# %% ../nbs/support/widgets.ipynb #9bf99ce0
 class _Drafts:
     "The versions of a text, the last of which is shown in `page`; two threads use it."
     def __init__(self, page: WrittenText, undo: widgets.Button):
@@ -657,14 +690,15 @@ class _Drafts:
             self.page.prompt, self.page.rows = (draft.prompt, draft.rows + end) if draft else ("", [])
             self.page.writing, self.page.status = writing, _status(draft) if draft else ""
 
-# %% ../nbs/support/widgets.ipynb #d1633424
+# %% ../nbs/support/widgets.ipynb #5339e13e
 def _status(draft: _Draft) -> str:
     "How long a text is, how well the model could foresee it, and how it ended."
     n = len(draft.steps)
     facts = [f"{n:,} token{'' if n == 1 else 's'}", f"seed {draft.seed}", draft.ended]
-    if n: facts.insert(1, f"perplexity {math.exp(-sum(step.log_prob for step in draft.steps) / n):.2f}")
+    if n: facts.insert(1, f"perplexity {math.exp(min(700, -sum(step.log_prob for step in draft.steps) / n)):,.2f}")
     return ", ".join(facts)
 
+# %% ../nbs/support/widgets.ipynb #99cd1301
 def _stream(drafts: _Drafts, draft: _Draft, steps: Iterator[Step], length: int, redraw: Callable = lambda: None) -> Iterator[None]:
     "Write into a version, one step at each `next` after the first; however it ends, what was written is shown."
     shown, ended = 0.0, "stopped"
@@ -687,7 +721,7 @@ def _stream(drafts: _Drafts, draft: _Draft, steps: Iterator[Step], length: int, 
         draft.spell(anyway=True)
         drafts.show(draft, writing=False)
 
-# %% ../nbs/support/widgets.ipynb #3b190a80
+# %% ../nbs/support/widgets.ipynb #eaeeac32
 def _look(play) -> tuple[list[int], int, int, str, str]:
     "The ids before the place that the bars show, how many of them the model sees, the id there (-1: none), its name, the place."
     with play.drafts.lock: draft, at, place = play.drafts.now, play.output.selected, play.drafts.place
@@ -698,23 +732,26 @@ def _look(play) -> tuple[list[int], int, int, str, str]:
     there = draft.steps[at].id
     return draft.before(at), draft.view(at), there, f"Token {at + 1:,}: what may stand in place of {_token_text(play.tokenizer, there)}", place
 
+# %% ../nbs/support/widgets.ipynb #3cece992
 def _buttons(play) -> list[widgets.Button]:
     "Generate, Stop, Undo."
-    button = lambda name, tip, **looks: widgets.Button(description=name, tooltip=tip, **looks)
+    button = lambda name, tip, **looks: widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="8em"), **looks)
     buttons = [button("Generate", "Write a text after the prompt", button_style="primary"), button("Stop", "Write no further"),
                button("Undo", "Back to the text before", disabled=True)]
     for one, act in zip(buttons, (play.write, lambda: play.worker.stop(), play.go_back)): one.on_click(lambda _, act=act: act())
     return buttons
 
+# %% ../nbs/support/widgets.ipynb #a28dd175
 def _arrange(controls: dict, buttons: list, output: widgets.Widget, bars: widgets.Widget) -> list[widgets.Widget]:
     "The prompt, the sliders in two columns, the buttons, and the text beside the bars where there is room for both."
-    c, half = controls, widgets.Layout(width="50%")
+    c, half = controls, widgets.Layout(flex="1 1 20em")
+    wrap = widgets.Layout(flex_flow="row wrap")
     left, right = [c["temperature"], c["top_k"], c["top_p"], c["min_p"]], [c["typical_p"], c["repetition_penalty"], c["frequency_penalty"], c["length"]]
-    sliders = widgets.HBox([widgets.VBox(left, layout=half), widgets.VBox(right, layout=half)])
+    sliders = widgets.HBox([widgets.VBox(left, layout=half), widgets.VBox(right, layout=half)], layout=wrap)
     output.layout, bars.layout = widgets.Layout(flex="1 1 22em", margin="4px"), widgets.Layout(flex="1 1 24em", margin="4px")
-    return [c["prompt"], sliders, widgets.HBox([*buttons, c["seed"]]), widgets.HBox([output, bars], layout=widgets.Layout(flex_flow="row wrap"))]
+    return [c["prompt"], sliders, widgets.HBox([*buttons, c["seed"]], layout=wrap), widgets.HBox([output, bars], layout=wrap)]
 
-# %% ../nbs/support/widgets.ipynb #cffe8157
+# %% ../nbs/support/widgets.ipynb #d371d189
 class _Playing(Explorer):
     "What the buttons and the bars of a Playground do."
     def write(self) -> None:
@@ -738,16 +775,16 @@ class _Playing(Explorer):
         v = self.values
         try:
             if self.failed: raise self.failed
-            draft, stops, generator = make(), {self.tokenizer.eos_id} - {None}, torch.Generator().manual_seed(v["seed"])
-            steps = generate_steps(self.model, draft.before(draft.start), v["length"], stops, forced_ids=forced, generator=generator, **_settings(v))
+            draft = make()
+            steps = draft.write(self.model, v["length"], v["seed"], forced, **_settings(v))
         except Exception as error: return self._show_error(error)
-        self.error.value, draft.seed, stream = "", v["seed"], _stream(self.drafts, draft, steps, v["length"], self.redraw)
+        self.error.value, stream = "", _stream(self.drafts, draft, steps, v["length"], self.redraw)
         next(stream)
         self.drafts.push(draft)
         self.controls["seed"].value += 1
         self.worker.start(writing=stream)
 
-# %% ../nbs/support/widgets.ipynb #f7aae6ea
+# %% ../nbs/support/widgets.ipynb #25208204
 class Playground(_Playing):
     """A prompt, a slider for each sampler, the bars of the next token, and a text to write, to look into and to change.
     Takes a model and its tokenizer, or alone the folder of a run, a checkpoint or a Hugging Face model."""
@@ -767,14 +804,9 @@ class Playground(_Playing):
     def draw(self) -> None:
         "The bars for the sliders as they stand, after the prompt or where the selected token stands; the model is asked only for a new place."
         if self.failed: raise self.failed
-        ids, view, there, title, place = _look(self)
-        seen = ids[-view:]
-        if self._seen[0] != seen: self._seen = seen, next_logits(self.model, seen)
-        settings = _settings(self.values) | {"previous": ids}
-        rows = next_token_rows(self._seen[1], self.tokenizer, also=[there] if there >= 0 else [], **settings)
-        with self.bars.hold_sync():
-            self.bars.rows, self.bars.here, self.bars.at, self.bars.place = rows, there, title, place
-            self.bars.sum = _summary(self._seen[1], **settings)
+        ids, view, here, title, place = _look(self)
+        if self._seen[0] != ids[-view:]: self._seen = ids[-view:], next_logits(self.model, ids[-view:])
+        self.bars.show(self._seen[1], self.tokenizer, here, title, place, previous=ids, **_settings(self.values))
 
     def _chosen(self, message: dict) -> None:
         "A row was chosen in the page: write on from it, unless the bars were of another place by then."
