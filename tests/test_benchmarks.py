@@ -24,3 +24,13 @@ def test_training():
     said = run("training.py", "--no-compile", "--repeats", "1", "--steps", "2")
     assert "PyTorch" in said and "809,856 parameters" in said and "medians of 1 runs" in said and "measured peak" in said
     assert said.count("tokens/s") == 2 and "llm_course eager:" in said and "times plain layers eager" in said and "not compiled: as asked" in said
+
+
+def test_generation():
+    said = run("generation.py", "--no-compile", "--layers", "1", "--heads", "2", "--width", "32", "--vocab-size", "64", "--prompt", "4", "--new-tokens", "6",
+               "--texts", "1", "3", "--repeats", "1", "--buffer-mb", "8")
+    assert "18,528 parameters" in said and "1 threads" in said and "not compiled: as asked" in said and "transformers" in said
+    assert said.count("times transformers") == 6 and said.count("of the limit") == 2 and "GB/s read" in said      # 3 sides, for 1 text and for 3
+    assert "1 text, prompt 4, 6 new tokens, greedy" in said and "3 texts" in said and "torch._int_mm" in said
+    drawn = run("generation.py", "--no-compile", "--layers", "1", "--heads", "2", "--width", "32", "--new-tokens", "6", "--texts", "2", "--repeats", "1", "--buffer-mb", "8", "--sample")
+    assert "drawn at temperature 1" in drawn and drawn.count("times transformers") == 3
