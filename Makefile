@@ -1,4 +1,4 @@
-# make demo · make test · make lab · make pretrained   (each does its own set-up in .venv)
+# make demo · make test · make lab · make docs · make pretrained   (each does its own set-up in .venv)
 PYTHON ?= python3
 CORPUS ?= tales
 CONFIG ?= configs/train_small.yaml
@@ -7,12 +7,13 @@ ARGS   ?=
 BIN   := .venv/bin
 SETUP := $(wildcard settings.ini setup.py constraints.txt)
 
-.PHONY: demo test lab pretrained clean
+.PHONY: demo test lab docs docs-serve pretrained clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train a small model and look at what it writes (CORPUS=stdlib, CORPUS=my.txt)"
 	@echo "make lab         open the lessons in JupyterLab"
+	@echo "make docs        build the lessons and the package's reference as a site (make docs-serve shows it)"
 	@echo "make test        run everything that proves the course"
 	@echo "make pretrained  train the bundled model of data/pretrained anew"
 
@@ -37,10 +38,18 @@ test: .venv/.installed-dev
 lab: .venv/.installed-lab
 	$(BIN)/jupyter lab nbs/00_corpus.ipynb
 
+docs: .venv/.installed-docs
+	$(BIN)/python docs/build.py
+	@echo "the site is _docs/index.html"
+
+docs-serve: docs
+	@echo "http://127.0.0.1:8000/   (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs 8000
+
 pretrained: .venv/.installed-core
 	$(BIN)/llm_tokenize --config configs/pretrained.yaml
 	$(BIN)/llm_train --config configs/pretrained.yaml --fresh
 	$(BIN)/python -c "from llm_course.cli import bundle; bundle('data/runs/pretrained', 'data/pretrained')"
 
 clean:
-	rm -rf .venv build dist *.egg-info data/processed data/tokenizer data/runs loss.png
+	rm -rf .venv _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import KVCache, MultiHeadAttention, RingCache, RopeScaling, RopeTables
+from .attention import KVCache, Linear, MultiHeadAttention, RingCache, RopeScaling, RopeTables
 
 # %% ../nbs/03_block.ipynb #1223de78
 class LayerNorm(nn.Module):
@@ -79,23 +79,28 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int, activation: str = "gelu", bias: bool = False, dropout: float = 0.0):
         super().__init__()
-        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.up = Linear(d_model, d_ff, bias=bias)
         self.activation = choose(ACTIVATIONS, activation, "activation")
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.down = Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) to (..., C)
         return self.dropout(self.down(self.activation(self.up(x))))
 
 # %% ../nbs/03_block.ipynb #6dd88082
+def _gated_product(gate_up: Tensor) -> Tensor:  # (..., 2 d_ff) to (..., d_ff)
+    "silu(gate) · up."
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 class _GatedProduct(torch.autograd.Function):
-    "silu(gate) · up. Backward computes silu(gate) again instead of keeping it."
+    "The same for training: backward computes silu(gate) again instead of keeping it."
 
     @staticmethod
     def forward(ctx, gate_up: Tensor) -> Tensor:  # (..., 2 d_ff) to (..., d_ff)
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return _gated_product(gate_up)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:    # (..., d_ff) to (..., 2 d_ff)
@@ -108,12 +113,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int, bias: bool = False, dropout: float = 0.0):
         super().__init__()
-        self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=bias)  # rows 0..d_ff-1 are the gate
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate_up = Linear(d_model, 2 * d_ff, bias=bias)  # rows 0..d_ff-1 are the gate
+        self.down = Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) to (..., C)
-        return self.dropout(self.down(_GatedProduct.apply(self.gate_up(x))))
+        gated_product = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
+        return self.dropout(self.down(gated_product(self.gate_up(x))))
 
 # %% ../nbs/03_block.ipynb #f9a77907
 MLPS: dict[str, Callable[..., nn.Module]] = {name: partial(MLP, activation=name) for name in ACTIVATIONS} | {"swiglu": SwiGLU}

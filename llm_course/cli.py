@@ -20,7 +20,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial, wraps
 from itertools import chain, islice
 from pathlib import Path
@@ -65,13 +65,23 @@ class TokenizerConfig:
 # %% ../nbs/90_cli.ipynb #460adaea
 @dataclass
 class SampleConfig:
-    "How the next token is chosen (see `sample_next`)."
+    "How the next token is chosen (see `sampling_logits`), and what ends a text besides end-of-text (see `generate_text`)."
     max_new_tokens: int = 256
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    banned_ids: list[int] = field(default_factory=list)
+    forced_ids: list[int] = field(default_factory=list)
+    stop_strings: list[str] = field(default_factory=list)
     seed: int | None = None           # None: another text each time
+
+    def settings(self) -> dict:
+        "What `generate_text` takes, all but the length and the generator."
+        return {name: value for name, value in asdict(self).items() if name not in ("max_new_tokens", "seed")}
 
 # %% ../nbs/90_cli.ipynb #e96fd5ca
 @dataclass
@@ -344,8 +354,7 @@ def _sample(config: RunConfig, model, tokenizer, step: int) -> str | None:
     "What the model writes after this step, where a text is due. Its own generator: training draws the same numbers with texts and without."
     if not config.track.sample_every or step % config.track.sample_every: return None
     c, generator = config.sample, torch.Generator().manual_seed(config.train.seed + step)
-    return "".join(generate_text(model, tokenizer, "", c.max_new_tokens, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p,
-                                 min_p=c.min_p, generator=generator))
+    return "".join(generate_text(model, tokenizer, "", c.max_new_tokens, generator=generator, **c.settings()))
 
 
 def _show(bar: tqdm, record: Record, text: str | None) -> None:
@@ -521,8 +530,7 @@ def llm_generate(argv: list[str]) -> None:
     length, limit = len(prompt_ids(model, tokenizer, prompt)), model.config.max_seq_len
     if length > limit: print(f"llm_generate: the prompt has {length} tokens and the model reads {limit}: it sees the last {limit // 2}", file=sys.stderr)
     generator = None if c.seed is None else torch.Generator().manual_seed(c.seed)
-    pieces = generate_text(model, tokenizer, prompt, c.max_new_tokens, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p,
-                           min_p=c.min_p, generator=generator)
+    pieces = generate_text(model, tokenizer, prompt, c.max_new_tokens, generator=generator, **c.settings())
     for piece in chain([prompt], pieces): print(piece, end="", flush=True)
     print()
 

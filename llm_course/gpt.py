@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import KVCache, RingCache, RopeScaling, RopeTables, alibi_bias, cache_mask, document_mask, head_sizes, rope_tables, sees
+from .attention import KVCache, Linear, RingCache, RopeScaling, RopeTables, alibi_bias, cache_mask, document_mask, head_sizes, rope_tables, sees
 from .block import MLPS, NORM_POSITIONS, NORMS, Block, choose, default_d_ff, make_norm, sinusoidal_positions
 
 # %% ../nbs/04_gpt.ipynb #e0e17e2c
@@ -185,7 +185,8 @@ def _place(config: GPTConfig, ids: Tensor, documents: Tensor | None, cache: list
     "Where each token stands, RoPE's turns there, and who may look at whom (with ALiBi, how much): one of each for all layers."
     kind, T = POSITIONS[config.positions], ids.shape[1]
     if cache:
-        queries, keys, mask = cache[0].positions(T), cache[0].key_positions(T), cache_mask(cache[0], T, counts)
+        queries, mask = cache[0].positions(T), cache_mask(cache[0], T, counts)
+        keys = cache[0].key_positions(T) if kind.bias else None
     else:
         queries = keys = torch.arange(T, device=ids.device)
         mask = _mask(config, queries, documents)
@@ -203,8 +204,8 @@ def _check_input(config: GPTConfig, ids: Tensor, documents: Tensor | None, cache
     if torch.compiler.is_compiling(): return                       # compiled code cannot ask for numbers
     if counts is not None and (counts.shape != ids.shape[:1] or counts.min() < 0 or counts.max() > ids.shape[1]):
         raise ValueError(f"counts must be one number for each of the {len(ids)} rows, from 0 to {ids.shape[1]}, not {counts.tolist()}.")
-    new = ids.shape[1] if counts is None else counts
-    stop = int((cache[0].lengths + new).max()) if cache else new
+    if counts is None: stop = ids.shape[1] + (cache[0].length if cache else 0)
+    else: stop = int((cache[0].lengths + counts).max())
     if stop > config.max_seq_len: raise ValueError(f"{stop} tokens do not fit into max_seq_len={config.max_seq_len}; shorten the text or make the model with a larger max_seq_len.")
 
 # %% ../nbs/04_gpt.ipynb #16be5670
@@ -225,11 +226,11 @@ def _make_block(c: GPTConfig) -> Block:
                  c.rope_theta if POSITIONS[c.positions].turns else None, c.dropout, c.norm_eps, c.d_head, c.qkv_bias, c.qk_norm_eps, c.rope_scaling)
 
 # %% ../nbs/04_gpt.ipynb #34ea793f
-def _make_cache(model: nn.Module, batch_size: int, max_seq_len: int) -> list[KVCache | RingCache]:
+def _make_cache(model: nn.Module, batch_size: int, max_seq_len: int, spare: int = 0) -> list[KVCache | RingCache]:
     "A cache a layer: a ring where the window is shorter than the text."
     weight, window = model.embedding.weight, model.config.sliding_window
-    kind, room = (RingCache, window) if window is not None and window < max_seq_len else (KVCache, max_seq_len)
-    return [kind(batch_size, b.attention.n_kv_heads, room, b.attention.d_head, weight.dtype, weight.device) for b in model.blocks]
+    kind, room, more = (RingCache, window, {"spare": spare}) if window is not None and window < max_seq_len else (KVCache, max_seq_len, {})
+    return [kind(batch_size, b.attention.n_kv_heads, room, b.attention.d_head, weight.dtype, weight.device, **more) for b in model.blocks]
 
 # %% ../nbs/04_gpt.ipynb #7020e65f
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:  # (...) to (...)
@@ -248,7 +249,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_make_block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_head: self.head.weight = self.embedding.weight
         _initialise(self, config.n_layers)
 
@@ -267,9 +268,9 @@ class GPT(nn.Module):
             x = block(x, turns, mask, block_cache, counts)
         return soft_cap(self.head(self.norm(x)), self.config.logit_softcap)  # (B, T, V)
 
-    def make_cache(self, batch_size: int = 1, max_seq_len: int | None = None) -> list[KVCache | RingCache]:
-        "An empty cache a layer, with room for `max_seq_len` tokens in each row (None: the model's own limit)."
-        return _make_cache(self, batch_size, max_seq_len or self.config.max_seq_len)
+    def make_cache(self, batch_size: int = 1, max_seq_len: int | None = None, spare: int = 0) -> list[KVCache | RingCache]:
+        "An empty cache a layer, with room for `max_seq_len` tokens in each row (None: the model's own limit); a ring can forget `spare` tokens."
+        return _make_cache(self, batch_size, max_seq_len or self.config.max_seq_len, spare)
 
 # %% ../nbs/04_gpt.ipynb #47cd55a2
 def parameter_count(model: nn.Module) -> int:

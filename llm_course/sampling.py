@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['apply_temperature', 'top_k_filter', 'top_p_filter', 'min_p_filter', 'typical_filter', 'ban', 'force',
            'apply_repetition_penalty', 'apply_frequency_penalty', 'sampling_logits', 'sample_next', 'next_logits',
-           'Step', 'generate_steps', 'generate', 'prompt_ids', 'stop_at', 'generate_text', 'generate_batch']
+           'Step', 'generate_steps', 'generate', 'prompt_ids', 'stop_at', 'generate_text', 'generate_batch', 'Beam',
+           'beam_search', 'accept_drafts', 'Round', 'speculative_rounds', 'generate_speculative', 'quantize_rows',
+           'int8_product', 'Int8Linear', 'quantize_int8']
 
 # %% ../nbs/09_sampling.ipynb #9f9cf743
 import math
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .gpt import GPT
@@ -163,7 +166,8 @@ def sampling_logits(
     _require("temperature", temperature, lambda t: 0 <= t < math.inf, "a finite number of at least 0 (0 is greedy)")
     if repetition_penalty != 1: logits = apply_repetition_penalty(logits, previous, repetition_penalty)
     if frequency_penalty != 0: logits = apply_frequency_penalty(logits, previous, frequency_penalty)
-    logits = force(ban(logits, banned_ids), forced_ids)
+    for rule, ids in ((ban, banned_ids), (force, forced_ids)):
+        if not isinstance(ids, (tuple, list)) or ids: logits = rule(logits, ids)
     if not logits.amax(-1).isfinite().all():
         raise ValueError("The logits have no finite largest value: every token is cut, or the model's numbers are NaN or infinite.")
     logits = top_k_filter(logits.float(), 1) if temperature == 0 else apply_temperature(logits, temperature)
@@ -174,12 +178,20 @@ def sampling_logits(
 # %% ../nbs/09_sampling.ipynb #4f62dcce
 def _uniform(shape: tuple, generator, device) -> Tensor:
     "Random numbers from 0 to 1, from one generator for all rows or from one a row."
-    rand = lambda shape, g: torch.rand(shape, dtype=torch.float64, device=device if g is None else g.device, generator=g).to(device)
-    if generator is None or isinstance(generator, torch.Generator): return rand(shape, generator)
+    if generator is None: return torch.rand(shape, dtype=torch.float64, device=device)
+    if isinstance(generator, torch.Generator): return torch.rand(shape, dtype=torch.float64, device=generator.device, generator=generator).to(device)
     if len(shape) != 2 or len(generator) != shape[0]: raise ValueError(f"There are {len(generator)} generators for draws of the shape {tuple(shape[:-1])}: give one, or one a row.")
-    return torch.stack([rand((1,), g) for g in generator])
+    return torch.stack([_uniform((1,), g, device) for g in generator])
 
 
+def _draw(weights: Tensor, generator=None) -> Tensor:  # (..., V) at least 0, whatever their sum, to (...)
+    line = weights.double().cumsum(-1)                       # where each token's piece of the line ends
+    end = line[..., -1:]
+    u = _uniform(end.shape, generator, line.device)
+    hit = torch.minimum(u * end, end.nextafter(torch.zeros_like(end)))   # rounding must not throw past the end
+    return torch.searchsorted(line, hit, right=True).squeeze(-1)
+
+# %% ../nbs/09_sampling.ipynb #fbfb33f7
 def sample_next(
     logits: Tensor,              # (V,) or (B, V)
     temperature: float = 1.0,
@@ -191,12 +203,7 @@ def sample_next(
 ) -> Tensor:                     # () or (B,) int64 ids
     "Draw one id per row from what `sampling_logits` leaves; temperature 0 takes the largest and draws nothing."
     probs = sampling_logits(logits, temperature, top_k, top_p, min_p, **rules).softmax(-1)
-    if temperature == 0: return probs.argmax(-1)
-    line = probs.double().cumsum(-1)                         # where each token's piece of the line ends
-    end = line[..., -1:]
-    u = _uniform(end.shape, generator, line.device)
-    hit = torch.minimum(u * end, end.nextafter(torch.zeros_like(end)))   # rounding must not throw past the end
-    return torch.searchsorted(line, hit, right=True).squeeze(-1)
+    return probs.argmax(-1) if temperature == 0 else _draw(probs, generator)
 
 # %% ../nbs/09_sampling.ipynb #96c25867
 def _prompt(ids: Iterable[int], vocab_size: int) -> list[int]:
@@ -387,19 +394,24 @@ def generate_text(
     return stop_at(decode_stream(tokenizer, generate(model, ids, max_new_tokens, stop_ids=stops, progress=progress, **settings)), stop_strings)
 
 # %% ../nbs/09_sampling.ipynb #7839331d
-def _read(model: GPT, rows: list[list[int]], cache: list) -> Tensor:
-    "Feed each row its new ids, perhaps none; the logits (B, V) after the last one of each."
-    device, counts = next(model.parameters()).device, [len(row) for row in rows]
-    T, training = max(counts), model.training
-    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)
-    counts = {} if min(counts) == T else {"counts": torch.tensor(counts, device=device)}
-    if training: model.eval()                                # no dropout while it writes
+def _read_all(model: GPT, ids: Tensor, cache: list, **counts) -> Tensor:  # (B, T) to (B, T, V) float32
+    "Feed new ids, without dropout and without a graph."
+    training = model.training
+    if training: model.eval()
     try:
-        with torch.inference_mode():
-            logits = model(ids, cache=cache, **counts)
-            return (logits[torch.arange(len(rows)), counts["counts"] - 1] if counts else logits[:, -1]).float()
+        with torch.inference_mode(): return model(ids.to(next(model.parameters()).device), cache=cache, **counts).float()
     finally:
         if training: model.train()
+
+
+def _read(model: GPT, rows: list[list[int]], cache: list) -> Tensor:
+    "Feed each row its new ids, perhaps none; the logits (B, V) after the last one of each."
+    lengths = [len(row) for row in rows]
+    T, device = max(lengths), next(model.parameters()).device
+    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    if min(lengths) == T: return _read_all(model, ids, cache)[:, -1]
+    counts = torch.tensor(lengths, device=device)
+    return _read_all(model, ids, cache, counts=counts)[torch.arange(len(rows), device=device), counts - 1]
 
 # %% ../nbs/09_sampling.ipynb #99fdb31d
 class _Rows:
@@ -470,3 +482,188 @@ def generate_batch(
     for new, logits in _progress(_write_batch(model, prompts, max_new_tokens, stops, settings, N), max_new_tokens, progress):
         for i, id, row in new: texts[i].append(id if n_alternatives is None else _step(id, logits[row], n_alternatives))
     return texts
+
+# %% ../nbs/09_sampling.ipynb #9eeb3dc7
+class Beam(NamedTuple):
+    "A text that beam search found."
+    ids: list[int]    # without the stop id
+    log_prob: float   # nats, of the new ids and the stop id
+    score: float      # what it was ranked by: log_prob / length ** length_penalty, the stop id counted
+
+# %% ../nbs/09_sampling.ipynb #6121c19f
+def _extend(beams: list[Beam], logits: Tensor, n_beams: int, stops: set[int], length_penalty: float) -> tuple[list[Beam], list[Beam], list[int]]:
+    "The best continuations: those that end, those that go on, and which beam each of these continues."
+    totals = torch.tensor([[beam.log_prob] for beam in beams], dtype=torch.float64) + logits.double().log_softmax(-1).cpu()   # (n, V)
+    best = totals.flatten().topk(min(n_beams * (1 + len(stops)), totals.numel()))   # enough that n_beams of them go on
+    ended, live, parents = [], [], []
+    for rank, (log_prob, place) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
+        parent, id = divmod(place, totals.shape[1])
+        ids = beams[parent].ids
+        beam = Beam(ids if id in stops else ids + [id], log_prob, log_prob / (len(ids) + 1) ** length_penalty)
+        if log_prob == -math.inf: break
+        if id in stops and rank < n_beams: ended.append(beam)
+        if id not in stops and len(live) < n_beams: live.append(beam); parents.append(parent)
+    return ended, live, parents
+
+# %% ../nbs/09_sampling.ipynb #2ece7e23
+def beam_search(
+    model: GPT,
+    ids: Iterable[int],            # (T,) the prompt
+    max_new_tokens: int,
+    n_beams: int = 4,              # beginnings kept; 1 is greedy
+    stop_ids: Iterable[int] = (),  # ends a text
+    length_penalty: float = 1.0,   # at least 0: 0 ranks by the sum of log-probabilities, 1 by their mean
+) -> list[Beam]:                   # at most n_beams, best first
+    "Look for the texts that the model holds likeliest (Graves 2012; Sutskever et al. 2014). Stops once nothing that still goes on can be better."
+    ids, (stops, _) = _prompt(ids, model.config.vocab_size), _prepare(model, max_new_tokens, stop_ids)
+    _require("n_beams", n_beams, lambda n: isinstance(n, Integral) and n >= 1, "a whole number of at least 1")
+    _require("length_penalty", length_penalty, lambda p: 0 <= p < math.inf, "a finite number of at least 0")
+    decoder, live, done, feed = _Rows(model, 1, len(ids) + max_new_tokens), [Beam([], 0.0, 0.0)], [], [ids]
+    for _ in range(max_new_tokens):
+        ended, live, parents = _extend(live, decoder(feed), n_beams, stops, length_penalty)
+        done = sorted(done + ended, key=lambda beam: -beam.score)[:n_beams]
+        hope = max((beam.log_prob / max_new_tokens ** length_penalty for beam in live), default=-math.inf)   # log_prob only falls
+        if len(done) == n_beams and hope <= done[-1].score or not live: return done
+        decoder.keep(parents)
+        feed = [beam.ids[-1:] for beam in live]
+    return sorted(done + live, key=lambda beam: -beam.score)[:n_beams]
+
+# %% ../nbs/09_sampling.ipynb #d5cc9267
+def accept_drafts(
+    p: Tensor,          # (n + 1, V) the target's probabilities where each draft stands, and after the last
+    q: Tensor,          # (n, V) those that the drafts were drawn from
+    drafts: list[int],  # n ids
+    generator: torch.Generator | None = None,
+) -> list[int]:         # the drafts that are kept, and one id more: 1 to n + 1 ids, distributed as if drawn from p
+    "Keep a draft with probability min(1, p/q); replace the first refused one from max(0, p - q) (Leviathan et al. 2023, algorithm 1)."
+    for i, id in enumerate(drafts):
+        if _uniform((1,), generator, p.device) * q[i][id].double() < p[i][id].double(): continue
+        lacking = (p[i].double() - q[i].double()).clamp(min=0)
+        return drafts[:i] + [_draw(lacking if lacking.sum() > 0 else p[i], generator).item()]   # no sum: p and q are equal but for rounding
+    return drafts + [_draw(p[-1], generator).item()]
+
+# %% ../nbs/09_sampling.ipynb #6b44301a
+class _Undo:
+    "A model with its memory of one text that can be taken back: feed new ids, get the logits (n, V) after each of the last n."
+    def __init__(self, model: GPT, expected: int, spare: int):
+        self.window, self.view, self.n_read = model.config.max_seq_len, [], 0   # ids it still sees; how many of them are in the cache
+        self.model, self.make = model, lambda: model.make_cache(1, min(self.window, expected), spare)
+        self.cache = self.make()
+
+    def __call__(self, ids: list[int]) -> Tensor:
+        self.view = self.view + ids
+        if len(self.view) > self.window:                     # full: forget the older half
+            self.view, self.n_read, self.cache = self.view[-max(1, self.window // 2):], 0, self.make()
+        new, self.n_read = self.view[self.n_read:], len(self.view)
+        return _read_all(self.model, torch.tensor([new]), self.cache)[0]
+
+    def forget(self, n: int) -> None:
+        "Take the last n ids back."
+        self.view = self.view[:len(self.view) - n]
+        if self.n_read > len(self.view):
+            self.n_read = len(self.view)
+            for layer in self.cache: layer.truncate(self.n_read)
+
+# %% ../nbs/09_sampling.ipynb #f72b9b85
+class Round(NamedTuple):
+    "What one pass of the target gave."
+    ids: list[int]   # new ids: the drafts that were kept, and one from the target's own probabilities
+    drafted: int     # how many ids the draft had proposed
+    accepted: int    # how many of them were kept
+
+
+def _propose(memory: _Undo, feed: list[int], count: int, text: list[int], n: int, rules: dict, generator) -> tuple[list[int], list[Tensor]]:
+    "Let the small model write `count` ids ahead; the ids, and the probabilities (V,) that each was drawn from."
+    ids, probs = [], []
+    for i in range(count):
+        probs.append(sampling_logits(memory(feed)[-1], **_now(rules, n + i, lambda: text + ids)).softmax(-1))
+        ids.append(_draw(probs[-1], generator).item())
+        feed = ids[-1:]
+    return ids, probs
+
+# %% ../nbs/09_sampling.ipynb #fab41172
+def _speculate(model, draft, ids, max_new_tokens, n_draft, stops, generator, rules) -> Iterator[Round]:
+    large, small = (_Undo(m, len(ids) + max_new_tokens, n_draft) for m in (model, draft))
+    text, unread, small_unread, n = list(ids), ids, ids, 0   # n: new ids so far
+    while n < max_new_tokens:
+        room = min(n_draft, max_new_tokens - n - 1, large.window - len(large.view) - len(unread))
+        count = max(0, room) if n >= len(rules.get("forced_ids", ())) else 0
+        drafts, q = _propose(small, small_unread, count, text, n, rules, generator)
+        logits = large(unread + drafts)[-count - 1:]         # after the text, and after each draft
+        p = [sampling_logits(row, **_now(rules, n + i, lambda: text + drafts[:i])).softmax(-1) for i, row in enumerate(logits)]
+        new = accept_drafts(torch.stack(p), q, drafts, generator)
+        kept, ends = len(new) - 1, [i for i, id in enumerate(new) if id in stops]
+        yield Round(new[:ends[0]] if ends else new, count, kept)
+        if ends: return
+        large.forget(count - kept)
+        small.forget(max(0, count - 1 - kept))               # it has not read its own last draft
+        unread, small_unread = new[-1:], new[-2:] if count and kept == count else new[-1:] if count else small_unread + new
+        text, n = text + new, n + len(new)
+
+# %% ../nbs/09_sampling.ipynb #e910722a
+def speculative_rounds(
+    model: GPT,                   # the target
+    draft: GPT,                   # a smaller model with the same tokenizer
+    ids: Iterable[int],           # (T,) the prompt
+    max_new_tokens: int,
+    n_draft: int = 4,             # ids that the draft writes ahead
+    stop_ids: Iterable[int] = (),
+    generator: torch.Generator | None = None,
+    **settings,                   # temperature, top_k, …: see sampling_logits; they count for both models
+) -> Iterator[Round]:
+    "Write as `generate` does, in fewer passes of `model`: its ids have the same distribution (Leviathan et al. 2023), and with greedy are the same."
+    ids, (stops, rules) = _prompt(ids, model.config.vocab_size), _prepare(model, max_new_tokens, stop_ids, generator, **settings)
+    _require("n_draft", n_draft, lambda n: isinstance(n, Integral) and n >= 1, "a whole number of at least 1")
+    if draft.config.vocab_size != model.config.vocab_size: raise ValueError(f"The draft knows {draft.config.vocab_size} tokens and the model {model.config.vocab_size}: both must use one tokenizer.")
+    return _speculate(model, draft, ids, max_new_tokens, n_draft, stops, rules.pop("generator"), rules)
+
+
+def generate_speculative(model: GPT, draft: GPT, ids: Iterable[int], max_new_tokens: int, **settings) -> Iterator[int]:
+    "The ids of `speculative_rounds`, one by one."
+    return (id for found in speculative_rounds(model, draft, ids, max_new_tokens, **settings) for id in found.ids)
+
+# %% ../nbs/09_sampling.ipynb #2b02b586
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:  # (..., C) to (..., C) int8, and (..., 1) float32
+    "Each row as whole numbers q and one scale: scale · q is within half a scale of the row. The largest is 127 or -127."
+    scale = torch.linalg.vector_norm(x.float(), math.inf, dim=-1, keepdim=True).clamp(min=1e-30) / 127
+    return (x / scale).round().to(torch.int8), scale
+
+# %% ../nbs/09_sampling.ipynb #3a116022
+@cache
+def _int_mm_is_exact() -> bool:
+    "Whether this processor adds products of int8 numbers without overflow."
+    largest = torch.full((64, 64), 127, dtype=torch.int8)
+    return all(torch._int_mm(sign * largest, largest).eq(sign * 64 * 127 * 127).all().item() for sign in (1, -1))
+
+
+def int8_product(
+    a: Tensor,  # (R, K) int8
+    b: Tensor,  # (N, K) int8
+) -> Tensor:    # (R, N) int32
+    "a bᵀ, summed in whole numbers."
+    return torch._int_mm(a, b.T) if a.is_cpu and _int_mm_is_exact() else (a.float() @ b.float().T).int()
+
+# %% ../nbs/09_sampling.ipynb #993ced11
+class Int8Linear(nn.Module):
+    "A linear layer that keeps its weights as int8 with a scale for each output, and rounds what comes in, each row for itself. For inference."
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight, scale = quantize_rows(linear.weight.detach())
+        self.register_buffer("weight", weight)           # (out, in) int8
+        self.register_buffer("scale", scale[:, 0])       # (out,) float32
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:              # (..., in) to (..., out)
+        rows, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+        y = int8_product(rows, self.weight) * (scale * self.scale)
+        if self.bias is not None: y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def quantize_int8(model: nn.Module) -> nn.Module:
+    "Replace every linear layer of `model`, in place, by its int8 form, and return it. Nothing can be trained or exported afterwards."
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear): setattr(parent, name, Int8Linear(child))
+    return model

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'Explorer', 'replay_merges', 'Token', 'read_tokens', 'TokenStrip', 'StepSlider', 'TokenizerExplorer',
            'NextToken', 'next_token_rows', 'plot_next_token', 'NextTokenBars', 'WrittenText', 'open_model',
-           'Playground', 'attention_maps', 'AttentionExplorer']
+           'Playground', 'attention_maps', 'AttentionExplorer', 'TrainingDashboard', 'logit_lens', 'lens_table',
+           'LogitLens']
 
 # %% ../nbs/support/widgets.ipynb #1de965b7
 import html
@@ -15,7 +16,9 @@ import time
 from bisect import bisect_right
 from itertools import chain, pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Callable, Iterable, Iterator, NamedTuple
+from weakref import WeakSet
 
 import anywidget
 import ipywidgets as widgets
@@ -26,10 +29,12 @@ from torch import Tensor, nn
 
 from .checkpoint import load_model
 from .corpus import project_root
+from .gpt import soft_cap
 from .pretrained import from_pretrained
-from .sampling import Step, generate_steps, next_logits, prompt_ids, sampling_logits
+from .sampling import Step, generate_steps, generate_text, next_logits, prompt_ids, sampling_logits
 from .tokenizer import BPETokenizer, _pattern, _splitter, decode_stream
-from .viz import PALETTE, PROBABILITY_LEVELS, level_names, new_figure, probability_level, show_token
+from .training import train
+from .viz import PALETTE, PROBABILITY_LEVELS, _smooth, level_names, new_figure, probability_level, show_token
 
 # %% ../nbs/support/widgets.ipynb #5a891136
 class _Worker:
@@ -813,21 +818,26 @@ class Playground(_Playing):
 
 # %% ../nbs/support/widgets.ipynb #1eb22f81
 @torch.inference_mode()
-def attention_maps(
-    model,
-    ids: Tensor,  # (T,) at least one id, at most max_seq_len
-) -> Tensor:      # (L, H, T, T) float32: layers, heads, and in each map row t is where token t looks
-    "Where every head of every layer looks while the model reads `ids`."
-    model, maps, here = getattr(model, "_orig_mod", model), [], threading.get_ident()
-    def look(attention: nn.Module, args: tuple):
-        if threading.get_ident() == here: maps.append(attention.attention_weights(*args[:3])[0].float().cpu())  # another widget may use the model now
-    hooks = [block.attention.register_forward_pre_hook(look) for block in model.blocks]
+def _visit(model, ids: Tensor, parts: Callable, look: Callable[[nn.Module, tuple], Tensor]) -> Tensor:
+    "Let the model read `ids` (T,), and stack what `look(part, arguments)` finds just before each of `parts(model)` works."
+    model, found, here = getattr(model, "_orig_mod", model), [], threading.get_ident()
+    def visit(part: nn.Module, args: tuple):
+        if threading.get_ident() == here: found.append(look(part, args)[0].float().cpu())  # another widget may use the model now
+    hooks = [part.register_forward_pre_hook(visit) for part in parts(model)]
     training = model.training
     try: model.eval()(torch.as_tensor(ids, device=next(model.parameters()).device)[None])
     finally:
         model.train(training)
         for hook in hooks: hook.remove()
-    return torch.stack(maps)
+    return torch.stack(found)
+
+
+def attention_maps(
+    model,
+    ids: Tensor,  # (T,) at least one id, at most max_seq_len
+) -> Tensor:      # (L, H, T, T) float32: layers, heads, and in each map row t is where token t looks
+    "Where every head of every layer looks while the model reads `ids`."
+    return _visit(model, ids, lambda model: [block.attention for block in model.blocks], lambda attention, args: attention.attention_weights(*args[:3]))
 
 # %% ../nbs/support/widgets.ipynb #18d9d6ce
 _ATTENTION_DRAW = """
@@ -966,3 +976,403 @@ class AttentionExplorer(Explorer):
         self.view.show([show_token(self.tokenizer.decode([i])) for i in seen], attention_maps(self.model, seen))
         self.note.value = "" if seen == ids else f"The first {len(seen)} of {len(ids)} tokens are shown."
         self._seen = text
+
+# %% ../nbs/support/widgets.ipynb #677f722c
+class _Curve:
+    "A number a step, for drawing: fewer than `most` points (even), each (its last step, mean, lowest, highest) of equally many steps."
+    def __init__(self, most: int = 400):
+        self.most, self.width, self.points, self.open = most, 1, [], []
+
+    def add(self, step: int, value: float | None) -> None:
+        "Take in the next step's number; what is no finite number is left out."
+        if value is None or not math.isfinite(value): return
+        self.open.append(value)
+        if len(self.open) < self.width: return
+        self.points.append((step, fmean(self.open), min(self.open), max(self.open)))
+        self.open = []
+        if len(self.points) == self.most:
+            halves = zip(self.points[::2], self.points[1::2])
+            self.points = [(b[0], (a[1] + b[1]) / 2, min(a[2], b[2]), max(a[3], b[3])) for a, b in halves]
+            self.width *= 2
+
+# %% ../nbs/support/widgets.ipynb #68410bd4
+_PANEL_JS = """
+const GREY = 'stroke="var(--jp-border-color1, #bbb)" stroke-width="1"', START = 'text-anchor="start"', END = 'text-anchor="end"';
+const put = (x, y, where, text) => `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" ${where}>${text}</text>`;
+const brief = (v) => v >= 1000 ? v.toLocaleString("en", { maximumSignificantDigits: 3 }) : String(Number(v.toPrecision(3)));
+
+function panel({ left, top, width, height, title, steps, low, high, log }) {
+  const bend = log ? (v) => Math.log(Math.max(v, 1e-9)) : (v) => v, span = bend(high) - bend(low) || 1;
+  const x = (step) => left + (width * (step - steps[0])) / Math.max(1, steps[1] - steps[0]), y = (v) => top + height * (1 - (bend(v) - bend(low)) / span);
+  const rule = (v) => `<path d="M${left} ${y(v)}H${left + width}" ${GREY} stroke-opacity="0.5"/>` + put(left - 5, y(v) + 4, END, brief(v));
+  const path = (points, more) => points.length ? `<path d="M${points.map(([s, v]) => `${x(s).toFixed(1)} ${y(v).toFixed(1)}`).join("L")}" ${more}/>` : "";
+  const line = (points, colour, more = 'stroke-width="2"') => path(points, `fill="none" stroke="${colour}" ${more}`);
+  const band = (points, colour) => path([...points.map((p) => [p[0], p[3]]), ...points.map((p) => [p[0], p[2]]).reverse()],
+    `fill="${colour}" stroke="${colour}" opacity="0.4"`);
+  const axes = (ticks) => put(left, top - 9, START, title) + ticks.map(rule).join("") + `<path d="M${left} ${top}V${top + height}H${left + width}" fill="none" ${GREY}/>` +
+    put(left, top + height + 15, START, `step ${brief(steps[0])}`) + put(left + width, top + height + 15, END, steps[1].toLocaleString("en"));
+  return { y, x, line, band, axes };
+}
+
+function labels(ends, x, bottom) {
+  ends.sort((a, b) => a[0] - b[0]);
+  for (let i = 1; i < ends.length; i++) ends[i][0] = Math.max(ends[i][0], ends[i - 1][0] + 15);
+  for (let i = ends.length - 1, most = bottom; i >= 0; most = ends[i][0] - 15, i--) ends[i][0] = Math.min(ends[i][0], most);
+  return ends.map(([y, text, colour]) => `<path d="M${x} ${y}h12" stroke="${colour}" stroke-width="3"/>` + put(x + 17, y + 4, START, text)).join("");
+}
+"""
+
+# %% ../nbs/support/widgets.ipynb #caccc61c
+_TRAINING_JS = """
+const BLUE = "#0072B2", ORANGE = "#D55E00", INK = "currentColor", TICKS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50];
+
+function lossPanel({ loss, smooth, valid, floor, steps }) {
+  const all = [...loss.flatMap((p) => [p[2], p[3]]), ...valid.map((p) => p[1]), ...(floor === null ? [] : [floor])];
+  const [low, high] = loss.length ? [Math.min(...all) * 0.92, Math.max(...all) * 1.08] : [Math.min(1, ...all) * 0.92, 10], ends = [];
+  const p = panel({ left: 44, top: 24, width: 530, height: 176, title: "loss (nats a token)", steps, low, high, log: true });
+  const name = (points, text, colour) => points.length && ends.push([p.y(points.at(-1)[1]), `${text} ${points.at(-1)[1].toFixed(3)}`, colour]);
+  name(smooth, "training", BLUE); name(valid, "validation", ORANGE);
+  if (floor !== null) name([[0, floor]], "floor", INK);
+  const ground = floor === null ? "" : p.line([[steps[0], floor], [steps[1], floor]], INK, 'stroke-dasharray="5 4"');
+  const dots = valid.map(([s, v]) => `<circle cx="${p.x(s).toFixed(1)}" cy="${p.y(v).toFixed(1)}" r="3" fill="${ORANGE}"/>`).join("");
+  return p.axes(TICKS.filter((v) => low <= v && v <= high)) + ground + p.band(loss, BLUE) + p.line(smooth, BLUE) + p.line(valid, ORANGE) + dots + labels(ends, 582, 198);
+}
+
+function smallPanel(points, title, left, steps) {
+  const high = Math.max(1e-12, ...points.map((p) => p[1])), p = panel({ left, top: 250, width: 220, height: 52, title, steps, low: 0, high: high * 1.05 });
+  return p.axes(points.length ? [0, high] : []) + p.line(points, BLUE);
+}
+
+function render({ model, el }) {
+  el.innerHTML = `<div class="llm-training"><div class="line"><b role="status"></b> <span></span></div><svg viewBox="0 0 720 324" role="img"></svg></div>`;
+  const [state, says, svg] = ["b", "span", "svg"].map((name) => el.querySelector(name));
+  const draw = () => {
+    const shown = model.get("shown");
+    if (!shown.state) return;
+    if (state.textContent !== shown.state) state.textContent = shown.state;
+    says.textContent = shown.says;
+    svg.setAttribute("aria-label", `Loss, learning rate and tokens a second: ${shown.says}`);
+    svg.innerHTML = lossPanel(shown) + smallPanel(shown.rate, "learning rate", 44, shown.steps) + smallPanel(shown.speed, "tokens/s", 354, shown.steps);
+  };
+  model.on("change:shown", draw);
+  draw();
+  return () => model.off("change:shown", draw);
+}
+export default { render };
+"""
+
+# %% ../nbs/support/widgets.ipynb #72bccd21
+class _TrainingView(anywidget.AnyWidget):
+    "Loss, learning rate and speed as curves, with a line of words above them."
+    _esm = _PANEL_JS + _TRAINING_JS
+    _css = """
+.llm-training { padding: 4px; color: var(--jp-ui-font-color1, inherit); max-width: 860px; }
+.llm-training .line { font-variant-numeric: tabular-nums; min-height: 1.6em; line-height: 1.6; }
+.llm-training svg { display: block; width: 100%; }
+.llm-training text { fill: currentColor; font-size: 12px; font-family: var(--jp-ui-font-family, sans-serif); font-variant-numeric: tabular-nums; }
+"""
+    shown = traitlets.Dict().tag(sync=True)   # one message a picture
+
+# %% ../nbs/support/widgets.ipynb #19b3375e
+def _training_line(record, max_steps: int, done: int) -> str:  # done: the steps that this run has made; 0: it makes no more
+    "A record in words, with the time that the rest will take at this run's mean speed."
+    if record is None: return f"step 0 of {max_steps:,}"
+    left = math.ceil(record.seconds / done * (max_steps - record.step)) if done else 0
+    return (f"step {record.step:,} of {max_steps:,}, loss {record.loss:.3f}, learning rate {record.lr:.2g}, {record.tokens_per_second:,.0f} tokens/s"
+            + (f", {left // 60}:{left % 60:02d} min of training left" if left else ""))
+
+
+def _said(prompt: str, text: str) -> str:
+    "A prompt, pale, and how it was continued, as HTML."
+    return (f'<div style="white-space:pre-wrap;line-height:1.5;color:var(--jp-ui-font-color1,inherit)"><span style="opacity:0.65">{html.escape(prompt)}</span>'
+            f'<span>{html.escape(text)}</span></div>')
+
+
+def _samples_page(samples: list[tuple[int, str, str]]) -> str:  # (step, prompt, text)
+    "The last six samples as HTML, the newest on top."
+    rows = "".join(f'<div style="white-space:nowrap;text-align:right;opacity:0.75">step {step:,}</div>{_said(prompt, text)}' for step, prompt, text in samples[:-7:-1])
+    return f'<div style="display:grid;grid-template-columns:auto 1fr;gap:4px 12px;line-height:1.5;color:var(--jp-ui-font-color1,inherit)">{rows}</div>'
+
+# %% ../nbs/support/widgets.ipynb #88b934de
+def _write_sample(model, tokenizer, prompt: str, max_new_tokens: int, seed: int) -> Iterator[str]:
+    "The text so far after each token, always from the same random numbers. What goes wrong is said in the text: no training ends for a sample."
+    text, generator = "", torch.Generator().manual_seed(seed)
+    try:
+        for piece in generate_text(model, tokenizer, prompt, max_new_tokens, generator=generator):
+            text += piece
+            yield text
+    except Exception as error: yield f"{text} ({type(error).__name__}: {error})"
+
+# %% ../nbs/support/widgets.ipynb #6095914f
+class _Run:
+    "The records of a training, their curves, its samples, and what a page is told of them."
+    def __init__(self, max_steps: int, first: int = 0, floor: float | None = None):
+        self.records, self.samples, self.max_steps, self.first, self.floor = [], [], max_steps, first, floor
+        self.curves = {name: _Curve() for name in ("loss", "valid_loss", "lr", "tokens_per_second")}
+
+    def note(self, record) -> None:
+        self.records.append(record)
+        for name, curve in self.curves.items(): curve.add(record.step, getattr(record, name))
+
+    def shown(self, state: str) -> dict:
+        "All that `_TrainingView` draws."
+        loss, valid, rate, speed = (curve.points for curve in self.curves.values())
+        smooth = _smooth([mean for _, mean, *_ in loss], max(1, len(loss) // 50)).tolist()
+        goes_on = state in ("running", "paused")
+        says = _training_line(self.records[-1] if self.records else None, self.max_steps, goes_on and len(self.records))
+        return {"state": state, "says": says, "floor": self.floor, "steps": [self.first + 1, self.max_steps],
+                "loss": loss, "smooth": [[step, mean] for (step, *_), mean in zip(loss, smooth)], "valid": valid, "rate": rate, "speed": speed}
+
+# %% ../nbs/support/widgets.ipynb #b2147faa
+class _Job:
+    "One long piece of work in an explorer's worker: between two of its steps it can be paused and continued, or stopped for good."
+    _all = WeakSet()
+
+    def __init__(self, owner: Explorer, work: Iterator, subject):   # subject: what no two jobs may work on at a time
+        self.owner, self.work, self.subject, self.wanted, self.ended = owner, self._watch(work), subject, "ready", ""
+        self._all.add(self)
+
+    @property
+    def state(self) -> str:
+        "ready, running, paused, stopped, finished or failed."
+        return self.ended or self.wanted    # the first is the worker's word, the second the reader's
+
+    def go(self) -> None:
+        "Start or continue."
+        if self.state not in ("ready", "paused"): return
+        for other in [job for job in self._all if job is not self and job.subject is self.subject and job.state == "running"]:
+            other.halt("paused")
+            other.owner.wait()              # its last step must be over before ours begins
+        self.wanted = "running"
+        self.owner.worker.start(drawing=self.owner._draw, writing=self.work)
+
+    def halt(self, wanted: str) -> None:    # "paused" or "stopped"
+        "Make no further step; the one that is being made is finished, and drawn."
+        if self.state in ("ready", "running", "paused"):
+            self.abandon(wanted)
+            self.owner.redraw()
+
+    def abandon(self, wanted: str = "stopped") -> None:
+        "The same, without a page to draw."
+        self.wanted = wanted
+        self.owner.worker.stop()
+
+    def _watch(self, work: Iterator) -> Iterator:
+        try:
+            yield from work
+            self.ended = "finished"
+        except Exception:
+            self.ended = "failed"
+            raise                           # the worker shows it
+        finally:
+            if self.ended: self.owner._draw()
+
+# %% ../nbs/support/widgets.ipynb #56ac1cfe
+class _JobButtons(widgets.HBox):
+    "Start, Pause and Continue in one button, and Stop."
+    def __init__(self, job: _Job):
+        self.job, self.go, self.stop = job, widgets.Button(button_style="primary"), widgets.Button(description="Stop")
+        self.go.on_click(lambda _: self._press(lambda: job.halt("paused") if job.state == "running" else job.go()))
+        self.stop.on_click(lambda _: self._press(lambda: job.halt("stopped")))
+        super().__init__([self.go, self.stop])
+        self.update()
+
+    def _press(self, act: Callable[[], None]) -> None:
+        act()
+        self.update()                       # at once, though the step that is being made may take its time
+
+    def update(self) -> None:
+        "Name what a press would do now."
+        self.go.description = {"ready": "Start", "running": "Pause"}.get(self.job.state, "Continue")
+        self.go.disabled = self.stop.disabled = self.job.state not in ("ready", "running", "paused")
+
+# %% ../nbs/support/widgets.ipynb #9bb1a680
+class TrainingDashboard(Explorer):
+    """Train with Start, Pause, Continue and Stop, and watch the loss, the learning rate, the speed, and what the model writes.
+
+    The arguments are those of `train`, and: `tokenizer` for the samples (None: none), `floor` in nats a token, `sample_every` so many
+    steps (None: ten samples a run), `prompt` to begin them with, and their length in tokens. `records` holds what `train` has yielded."""
+    def __init__(self, model, batches, config, tokenizer=None, optimizer=None, valid=None, floor: float | None = None,
+                 sample_every: int | None = None, prompt: str = "", max_new_tokens: int = 60, start_step: int = 0):
+        self.run = _Run(config.max_steps, start_step, floor)
+        self.records, self.sample_every, self._drawn = self.run.records, sample_every or max(1, config.max_steps // 10), 0.0
+        self.job = _Job(self, self._steps(train(model, batches, config, optimizer, valid, start_step)), model)
+        self._sample = lambda: _write_sample(model, tokenizer, self.values["prompt"], max_new_tokens, config.seed)
+        self.buttons, self.view, self.texts = _JobButtons(self.job), _TrainingView(), widgets.HTML(layout=widgets.Layout(max_height="16em", overflow="auto"))
+        box = lambda: _TextBox(prompt, description="prompt", rows=1, style={"description_width": "4em"}, layout=widgets.Layout(width="98%"))
+        controls = {} if tokenizer is None else {"prompt": box()}
+        super().__init__(controls, [self.buttons, self.view, *controls.values(), self.texts], ())
+        self.wait()                         # the first picture belongs to the cell
+
+    def _steps(self, training: Iterator) -> Iterator[None]:
+        "A step of training at each `next`, and a token of a sample where one is due."
+        yield from self._write(self.run.first)
+        for record in training:
+            self.run.note(record)
+            if time.monotonic() - self._drawn > 0.25: self.draw()
+            yield
+            if record.step % self.sample_every == 0 or record.step == self.run.max_steps: yield from self._write(record.step)
+
+    def _write(self, step: int) -> Iterator[None]:
+        if not self.controls: return
+        prompt, text = self.values["prompt"], ""
+        for text in self._sample(): yield
+        self.run.samples.append((step, prompt, text))
+        self.texts.value = _samples_page(self.run.samples)
+
+    def draw(self) -> None:
+        "Send the page what there is to see."
+        self._drawn = time.monotonic()
+        self.view.shown = self.run.shown(self.job.state)
+        self.buttons.update()
+
+    def _draw(self) -> None: self.draw()    # an error stays, for it has ended the run
+
+    def close(self) -> None:
+        "Let go of the page, and train no further."
+        if hasattr(self, "worker"): self.job.abandon()   # Python, too, closes a widget, at its end: then no thread may start
+        super().close()
+
+# %% ../nbs/support/widgets.ipynb #3613e978
+def logit_lens(
+    model,
+    ids: Tensor,  # (T,) at least one id, at most max_seq_len
+) -> Tensor:      # (L+1, T, V) float32: log-probabilities after the embedding and after each layer
+    "What the model would say next at each position if its head read the stream after the embedding, or after an earlier layer; the last is what it says."
+    streams = _visit(model, ids, lambda model: [*model.blocks, model.norm], lambda part, args: args[0])   # (L+1, T, C)
+    model = getattr(model, "_orig_mod", model)
+    with torch.inference_mode():
+        weight = model.head.weight
+        logits = model.head(model.norm(streams.to(weight.device, weight.dtype)))
+        return soft_cap(logits.float(), model.config.logit_softcap).log_softmax(-1).cpu()
+
+# %% ../nbs/support/widgets.ipynb #24b40443
+def _name(tokenizer, i: int) -> str:
+    "A token's text, with white space made visible."
+    if i >= tokenizer.vocab_size: return f"⟨id {i}⟩"
+    return show_token(tokenizer.vocab[i] if _has_merges(tokenizer) else tokenizer.decode([i]))
+
+
+def lens_table(
+    log_probs: Tensor,      # (L+1, T, V) from logit_lens
+    tokenizer,
+    ids: list[int],         # the T ids that were read; one more, if known, is the token that came after them
+    n: int = 10,            # how many tokens a cell names
+) -> dict:                  # read: (T,) names; came: (T,) names, "" where unknown; top: (T, L+1, n) [name, probability, whether it came]
+    "The likeliest next tokens at each position and after each layer, by name."
+    values, best = log_probs.exp().topk(min(n, log_probs.shape[-1]))                                        # (L+1, T, n)
+    came = [*ids[1:], None][:log_probs.shape[1]]
+    cell = lambda t, tops, shares: [[_name(tokenizer, i), p, i == came[t]] for i, p in zip(tops, shares)]
+    rows = zip(best.transpose(0, 1).tolist(), values.transpose(0, 1).tolist())
+    return {"read": [_name(tokenizer, i) for i in ids[:log_probs.shape[1]]], "came": ["" if i is None else _name(tokenizer, i) for i in came],
+            "top": [[cell(t, *pair) for pair in zip(*row)] for t, row in enumerate(rows)]}
+
+# %% ../nbs/support/widgets.ipynb #9df621a6
+_LENS_PARTS = """
+const percent = (p) => `${(100 * p).toFixed(1)} %`, make = (tag, text, more = {}) => Object.assign(document.createElement(tag), { textContent: text, ...more });
+const layer = (l) => l ? `layer ${l - 1}` : "embedding";
+
+function topRow([name, p, came]) {
+  const row = make("div", ""), bar = make("i", "");
+  bar.style.width = `${100 * p}%`;
+  row.append(make("code", name + (came ? " ✓" : "")), make("span", ""), make("b", percent(p)));
+  row.children[1].append(bar);
+  return row;
+}
+
+function topTitle({ read, came }, [t, l]) {
+  return make("p", `after ${l ? "" : "the "}${layer(l)}, at ${read[t]}${came[t] ? ` (then came ${came[t]})` : ""}`);
+}
+
+function gridCell([name, p, came], l, read, onclick) {
+  const cell = make("td", name + (came ? " ✓" : ""), { className: came ? "came" : "", onclick });
+  cell.setAttribute("role", "gridcell");
+  cell.setAttribute("aria-label", `${name} ${percent(p)}, ${layer(l)}, read ${read}${came ? ", came next" : ""}`);
+  cell.style.setProperty("--share", `${75 * p}%`);
+  return cell;
+}
+
+function gridRow(cells, t, read, choose) {
+  const row = make("tr", "");
+  row.append(make("th", read, { scope: "row" }), ...cells.map(([best], l) => gridCell(best, l, read, () => choose([t, l]))));
+  return row;
+}
+"""
+
+# %% ../nbs/support/widgets.ipynb #7f63a4de
+_LENS_RENDER = """
+function render({ model, el }) {
+  el.innerHTML = `<div class="llm-lens"><div class="scroll"><table role="grid" aria-label="what each layer would say next: choose a cell for its ten likeliest tokens" data-lm-suppress-shortcuts="true">
+    <thead></thead><tbody></tbody></table></div><div class="top" aria-live="polite"></div></div>`;
+  const [head, body, top] = ["thead", "tbody", ".top"].map((name) => el.querySelector(name)), cellAt = ([t, l]) => body.rows[t].cells[l + 1];
+  let at = [Infinity, Infinity];
+  const keep = (spot, { top }) => spot.map((k, axis) => Math.max(0, Math.min((axis ? top[0] : top).length - 1, k)));
+  const stop = (spot) => { for (const cell of body.querySelectorAll("td")) cell.tabIndex = cell === cellAt(spot) ? 0 : -1; return cellAt(spot); };
+  const choose = (spot) => {
+    const shown = model.get("shown"), chosen = stop(at = keep(spot, shown));
+    for (const cell of body.querySelectorAll("td")) cell.setAttribute("aria-selected", cell === chosen);
+    top.replaceChildren(topTitle(shown, at), ...shown.top[at[0]][at[1]].map(topRow));
+    return chosen;
+  };
+  const build = () => {
+    const shown = model.get("shown"), line = make("tr", "");
+    if (!shown.top) return;
+    line.append(make("th", "read"), ...shown.top[0].map((_, l) => make("th", layer(l), { scope: "col" })));
+    head.replaceChildren(line);
+    body.replaceChildren(...shown.top.map((cells, t) => gridRow(cells, t, shown.read[t], (spot) => choose(spot).focus())));
+    choose(at);
+  };
+  body.onkeydown = (event) => {
+    const cell = event.target.closest("td"), [t, l] = [cell.parentNode.rowIndex - 1, cell.cellIndex - 1];
+    const to = { ArrowUp: [t - 1, l], ArrowDown: [t + 1, l], ArrowLeft: [t, l - 1], ArrowRight: [t, l + 1], Home: [t, 0], End: [t, Infinity] }[event.key];
+    if (to) stop(keep(to, model.get("shown"))).focus();
+    else if (event.key === "Enter" || event.key === " ") choose([t, l]);
+    else return;
+    event.preventDefault();
+  };
+  model.on("change:shown", build);
+  build();
+  return () => model.off("change:shown", build);
+}
+export default { render };
+"""
+
+# %% ../nbs/support/widgets.ipynb #d3cd9ce0
+class _LensView(anywidget.AnyWidget):
+    "The grid of what each layer would say, and the likeliest tokens of the chosen cell."
+    _esm = _LENS_PARTS + _LENS_RENDER
+    _css = """
+.llm-lens { display: flex; flex-wrap: wrap; gap: 16px; padding: 4px; color: var(--jp-ui-font-color1, inherit); }
+.llm-lens .scroll { max-height: 30em; overflow: auto; max-width: 100%; }
+.llm-lens table { border-collapse: separate; border-spacing: 1px; font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
+.llm-lens th { position: sticky; left: 0; padding: 1px 8px; text-align: right; font-weight: normal; background: var(--jp-layout-color0, Canvas); white-space: pre; }
+.llm-lens thead th { top: 0; z-index: 1; text-align: center; }
+.llm-lens thead th:first-child { z-index: 2; text-align: right; }
+.llm-lens td { padding: 2px 6px; min-width: 5.5em; text-align: center; white-space: pre; cursor: pointer; background: color-mix(in srgb, #0072B2 var(--share), transparent); }
+.llm-lens td.came { box-shadow: inset 0 0 0 2px #D55E00; }
+.llm-lens td[aria-selected="true"], .llm-lens td:focus { outline: 2px solid currentColor; outline-offset: -1px; }
+.llm-lens .top { flex: 1 1 18em; max-width: 32em; line-height: 1.6; font-size: 12px; }
+.llm-lens .top p { margin: 0 0 6px; }
+.llm-lens .top div { display: grid; grid-template-columns: 9em 1fr 4.5em; gap: 8px; align-items: center; }
+.llm-lens .top code { text-align: right; white-space: pre; overflow: hidden; text-overflow: ellipsis; background: none; color: inherit; }
+.llm-lens .top i { display: block; height: 9px; background: #0072B2; }
+.llm-lens .top b { font-weight: normal; text-align: right; font-variant-numeric: tabular-nums; }
+"""
+    shown = traitlets.Dict().tag(sync=True)   # of lens_table
+
+# %% ../nbs/support/widgets.ipynb #1c596716
+class LogitLens(Explorer):
+    "Type a text, and see what each layer would say next at each position; choose a cell for its ten likeliest tokens."
+    def __init__(self, model, tokenizer, text: str = "", max_tokens: int = 64):
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, min(max_tokens, model.config.max_seq_len)
+        self.view, self.note = _LensView(), widgets.HTML()
+        box = _TextBox(text, description="text", style={"description_width": "4em"}, layout=widgets.Layout(width="98%", height="4.5em"))
+        super().__init__({"text": box}, [box, self.note, self.view], ("text",))
+        self.wait()   # the first picture belongs to the cell
+
+    def draw(self) -> None:
+        "Read the text, and send the page the likeliest tokens of every cell."
+        ids = prompt_ids(self.model, self.tokenizer, self.values["text"])
+        seen = ids[:self.max_tokens]
+        self.view.shown = lens_table(logit_lens(self.model, seen), self.tokenizer, ids)
+        self.note.value = "" if seen == ids else f"The first {len(seen)} of {len(ids)} tokens are shown."

@@ -1,6 +1,7 @@
-"What the tests of commands share: a folder to run in, and how to call a command in it."
+"What tests share: for commands, a folder to run in and how to call one in it; for pages, a real browser."
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+SCREENSHOTS = Path(__file__).parent / "screenshots"         # git-ignored; continuous integration keeps them
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+INSTALL = "no page was opened in a browser, for there is no Chromium: on Debian, apt-get install --no-install-recommends chromium fonts-dejavu-core"
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 TINY = """\
 corpus: {source: "tales:400"}
 tokenizer: {vocab_size: 600}
@@ -28,6 +33,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGIN
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
     if not config.option.markexpr: config.option.markexpr = "not slow"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "One worker runs all that needs a browser, so that one server and one browser are started; `--dist loadgroup` does nothing in pytest 9.2."
+    from xdist.scheduler import LoadScopeScheduling
+    class OneBrowser(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
+    return OneBrowser(config, log)
 
 
 class Shell:
@@ -97,3 +111,15 @@ def tokenized(tmp_path_factory):
     shell = Shell(folder)
     shell.ok("llm_tokenize", "--config", "tiny.yaml")
     return shell
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "Debian's Chromium, or Chrome, driven by Playwright, whose event loop then runs in this process."
+    if not CHROMIUM: (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(INSTALL)
+    from playwright.sync_api import sync_playwright
+    SCREENSHOTS.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()

@@ -151,6 +151,9 @@ def test_generate_reads_any_prompt(tokenized, straight):
     assert "standard input is not UTF-8 text: byte 1" in tokenized.refused(*generate, input=b"a\xff")
     assert "in quotes" in tokenized.refused(*generate, "two", "prompts")
     assert "temperature" in tokenized.refused(*generate, "sample.temperature=-1")
+    assert "forced_ids must be whole numbers" in tokenized.refused(*generate, "sample.forced_ids=[99999]")
+    rules = ("sample.typical_p=0.9", "sample.repetition_penalty=1.2", "sample.frequency_penalty=0.1", "sample.banned_ids=[1]")
+    assert tokenized.ok(*generate, "Long", *rules, "sample.forced_ids=[97,98,99]", "sample.stop_strings=[bc]") == "Longa\n"   # BPE: id 97 is the byte "a"
 
 
 def test_other_text_and_other_tokenizers(shell):

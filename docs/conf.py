@@ -1,0 +1,55 @@
+"How Sphinx builds the site that `docs/build.py` gathers. No page loads anything from elsewhere."
+from configparser import ConfigParser
+from pathlib import Path
+
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.pycode import ModuleAnalyzer
+
+ROOT = Path(__file__).resolve().parent.parent
+settings = ConfigParser(delimiters=["="])
+settings.read(ROOT / "settings.ini", encoding="utf-8")
+settings = settings["DEFAULT"]
+
+project, author, version, copyright = settings["lib_name"], settings["author"], settings["version"], settings["copyright"]
+extensions = ["myst_nb", "sphinx.ext.viewcode"]
+nb_execution_mode = "off"                                         # the outputs are those that were committed
+nb_ipywidgets_js = {}                                             # a page has no kernel: a widget is the line that says what to do,
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]   # below the figure that shows the same
+nb_merge_streams = True
+nb_render_image_options = {"alt": "figure"}                       # each figure's title says what it shows
+myst_enable_extensions = ["dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+python_maximum_signature_line_length = 60
+add_module_names = False
+html_math_renderer = "mathml"
+smartquotes_action = "D"                                          # dashes only: shapes are (..., T, D)
+
+html_theme = "furo"
+html_title = project
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_favicon = "static/icon.svg"
+html_copy_source = html_show_sphinx = False
+
+
+def find_source(app, module):
+    "The source of a module and where its parts stand, without importing it."
+    found = ROOT / f"{module.replace('.', '/')}.py"
+    if not found.is_file(): return None
+    analyzer = ModuleAnalyzer.for_file(found, module)
+    analyzer.analyze()
+    return analyzer.code, analyzer.tags
+
+
+def math(as_block):
+    "Formulas as MathML, which browsers draw themselves."
+    def visit(self, node):
+        self.body.append(tex2mathml(node.astext(), as_block=as_block))
+        raise SkipNode
+    return visit, None
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", math(False), math(True))
+    app.connect("viewcode-find-source", find_source)
