@@ -35,7 +35,6 @@ READY = """async () => {
 }"""
 RUN_ALL = "() => jupyterapp.commands.execute('notebook:run-all-cells')"
 CELLS = "() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
-WRITTEN = """(widget, prompt) => [...widget.querySelectorAll("div, pre, p")].map((part) => part.textContent.trim()).findLast((text) => text.startsWith(prompt))"""
 
 HIDDEN = [  # cells that all succeed, each with another error in it
     "import anywidget, ipywidgets, threading\nwith ipywidgets.Output(): 1 / 0",
@@ -208,25 +207,70 @@ def drive_attention(widget, shoot):
 
 
 def drive_playground(widget, shoot):
-    "Type and move a slider: the next token's probabilities are others. Press Generate: a text appears, another each time, but always the same at temperature 0."
-    prompt, page_text = "the mat", lambda: widget.inner_text()
-    before = page_text()
+    "Type and move a slider: the bars are others. Generate: the same text each time at temperature 0. Choose another token for one: the text goes on from there, and Undo brings the old one back."
+    bars, text = (lambda: widget.locator(".llm-next .num").all_inner_texts()), (lambda: widget.locator(".llm-written .page").inner_text())
+    tokens, temperature, written = widget.locator(".llm-written .page span[role=button]"), slider(widget, "temperature"), []
+    before, prompt = bars(), "the mat"
     widget.locator("textarea").first.fill(prompt)
-    typed = until_other(page_text, before)
-    temperature, written = slider(widget, "temperature"), []
-    temperature.press("Home")
-    cold = until_other(page_text, typed)
-    shoot("temperature-0")
+    before = until_other(bars, before)
+    shoot("typed")
     for key in ("End", "Home", "End", "Home"):
-        before = page_text()
         temperature.press(key)
-        before = until_other(page_text, before)
+        before = until_other(bars, before)
+        last = text()
         widget.get_by_role("button", name="Generate").click()
-        until_other(page_text, before, 120)
-        written.append(widget.evaluate(WRITTEN, prompt))
+        until_other(text, last, 120)
+        expect(widget.locator(".llm-written .writing")).to_have_count(0)
+        written.append(text())
     shoot("written")
-    assert all(text.startswith(prompt) and len(text) > len(prompt) + 3 for text in written), written
+    assert all(prompt in text.replace("·", " ") and len(text) > len(prompt) + 3 for text in written), written
     assert written[1] == written[3] and len(set(written)) == 3, written
+    tokens.nth(3).click()
+    shoot("looked-into")
+    last = text()
+    widget.locator(".llm-next .rows button").nth(1).click()
+    until_other(text, last, 120)
+    expect(widget.locator(".llm-written .writing")).to_have_count(0)
+    shoot("another-token")
+    widget.get_by_role("button", name="Undo").click()
+    expect(widget.locator(".llm-written .page")).to_have_text(last)
+
+
+def drive_training(widget, shoot):
+    "Start: the steps count up. Pause: they stand. Continue: they count up again. Stop: it is over, and says so."
+    line, state, go = widget.locator(".llm-training .line"), widget.locator(".llm-training b"), widget.get_by_role("button").first
+    step = lambda: int(re.search(r"step ([\d,]+) of", line.inner_text()).group(1).replace(",", ""))
+    assert step() == 0
+    go.press("Enter")
+    expect(line).to_contain_text(re.compile(r"step [1-9][\d,]* of"), timeout=60_000)
+    go.press("Enter")
+    expect(state).to_have_text("paused", timeout=30_000)
+    held = step()
+    shoot("paused")
+    time.sleep(1)
+    assert step() == held > 0
+    go.press("Enter")
+    until_other(lambda: step() > held, False, 60)
+    widget.get_by_role("button", name="Stop").press("Enter")
+    expect(state).to_have_text(re.compile("stopped|finished"), timeout=30_000)
+    shoot("stopped")
+
+
+def drive_lens(widget, shoot):
+    "Type: the rows are the text's tokens. Choose a cell: its ten likeliest tokens are others. Walk with the arrow keys: the next cell's."
+    rows, title = (lambda: widget.locator(".llm-lens tbody th").all_inner_texts()), widget.locator(".llm-lens .top p")
+    before, text = rows(), "the mat sat"
+    widget.locator("textarea").fill(text)
+    typed = until_other(rows, before)
+    assert "".join(typed).replace("·", " ").endswith(text), typed
+    shoot("typed")
+    widget.locator(".llm-lens tbody tr").nth(1).locator("td").first.click()
+    expect(title).to_contain_text("after the embedding, at ")
+    expect(widget.locator(".llm-lens .top div")).to_have_count(10)
+    widget.locator(".llm-lens tbody tr").nth(1).locator("td").first.press("ArrowRight")
+    widget.locator(".llm-lens td:focus").press("Enter")
+    expect(title).to_contain_text("after layer 0, at ")
+    shoot("layer-0")
 
 
 def drive_doubler(widget, shoot):
@@ -236,7 +280,7 @@ def drive_doubler(widget, shoot):
     expect(widget).to_contain_text("18")
 
 
-DRIVE = {"Doubler": drive_doubler, "TokenizerExplorer": drive_tokenizer, "AttentionExplorer": drive_attention, "Playground": drive_playground}
+DRIVE = {"Doubler": drive_doubler, "TokenizerExplorer": drive_tokenizer, "AttentionExplorer": drive_attention, "Playground": drive_playground, "TrainingDashboard": drive_training, "LogitLens": drive_lens}
 
 
 def explorers(cells):
