@@ -331,7 +331,7 @@ class TokenizerExplorer(Explorer):
         self.count.value = _count_line(text, tokens)
         self.strip.tokens = _strip_rows(tokens[:_MOST_TOKENS], made)
 
-# %% ../nbs/support/widgets.ipynb #bd595f59
+# %% ../nbs/support/widgets.ipynb #234626aa
 class NextToken(NamedTuple):
     "A token that may come next."
     id: int
@@ -345,7 +345,7 @@ def _token_text(tokenizer, i: int) -> str:
     text = tokenizer.decode([i]) if i < tokenizer.vocab_size else "\ufffd"   # a model may have more ids than its tokenizer
     return f"⟨id {i}⟩" if "\ufffd" in text else show_token(text)
 
-# %% ../nbs/support/widgets.ipynb #838af5af
+# %% ../nbs/support/widgets.ipynb #b24a064e
 def next_token_rows(
     logits: Tensor,           # (V,) from the model
     tokenizer,
@@ -359,7 +359,7 @@ def next_token_rows(
     rows = [NextToken(i, _token_text(tokenizer, i), before[i].item(), after[i].item()) for i in ids]
     return sorted(rows, key=lambda row: (-row.before, row.id))
 
-# %% ../nbs/support/widgets.ipynb #abb92c8f
+# %% ../nbs/support/widgets.ipynb #10d52ebd
 def _summary(logits: Tensor, **settings) -> str:
     "How many tokens are left to draw from, how likely the model held them together, and how open the choice is."
     entropy = lambda x: abs(torch.special.entr(x.float().softmax(-1)).sum().item())
@@ -368,7 +368,7 @@ def _summary(logits: Tensor, **settings) -> str:
     kept = logits.float().softmax(-1)[left].sum().item()
     return f"{int(left.sum()):,} of {len(after):,} tokens left with {kept:.0%} of the model's probability, entropy {entropy(logits):.2f} → {entropy(after):.2f} nats"
 
-# %% ../nbs/support/widgets.ipynb #b01748f7
+# %% ../nbs/support/widgets.ipynb #54f7ef47
 def plot_next_token(
     model,
     tokenizer,
@@ -394,7 +394,7 @@ def plot_next_token(
     ax.grid(False, axis="y")
     return fig
 
-# %% ../nbs/support/widgets.ipynb #6cd4136a
+# %% ../nbs/support/widgets.ipynb #d7198ac0
 _NEXT_ROW = """
 const percent = (p) => p > 0 && p < 0.001 ? "< 0.1 %" : p < 1 && p > 0.999 ? "> 99.9 %" : `${(100 * p).toFixed(1)} %`;
 const make = (model) => {
@@ -414,7 +414,7 @@ const fill = (row, [id, text, before, after], there) => {
 };
 """
 
-# %% ../nbs/support/widgets.ipynb #e5a8045e
+# %% ../nbs/support/widgets.ipynb #ca5ec719
 _NEXT_JS = _NEXT_ROW + """
 const INSIDE = `<div class="at" aria-live="polite"></div><div class="rows" role="group" aria-label="tokens that may come next"></div>
   <div class="sum"></div><div class="legend"><i class="before"></i> in the model <i class="after"></i> drawn with. Choose one to write on from it.</div>`;
@@ -441,11 +441,10 @@ export default { render({ model, el }) {
   return () => model.off("change", draw);
 } };"""
 
-# %% ../nbs/support/widgets.ipynb #18f74999
+# %% ../nbs/support/widgets.ipynb #f130be77
 _NEXT_CSS = f"""
 .llm-next {{ color: var(--jp-ui-font-color1, inherit); line-height: 1.5; }}
 .llm-next .at {{ font-weight: bold; white-space: pre-wrap; overflow-wrap: anywhere; }}
-.llm-next .rows {{ margin: 4px 0; }}
 .llm-next button {{ display: grid; grid-template-columns: 7.5em 1fr 10.5em; gap: 8px; align-items: center; width: 100%; padding: 2px 4px;
   border: 0; border-radius: 3px; background: none; color: inherit; font: inherit; text-align: left; cursor: pointer; }}
 .llm-next button:hover, .llm-next button:focus-visible {{ outline: 2px solid currentColor; outline-offset: -2px; }}
@@ -453,7 +452,7 @@ _NEXT_CSS = f"""
 .llm-next button.cut .after {{ visibility: hidden; }}
 .llm-next code {{ text-align: right; white-space: pre; overflow: hidden; text-overflow: ellipsis; background: none; color: inherit;
   font-family: var(--jp-code-font-family, monospace); }}
-.llm-next .bars i {{ display: block; }}
+.llm-next .bars i {{ display: block; }} .llm-next .rows {{ margin: 4px 0; }}
 .llm-next .before {{ height: 4px; background: {PALETTE[6]}; }}
 .llm-next .after {{ height: 8px; background: {PALETTE[0]}; box-shadow: 0 0 0 0.5px {PALETTE[5]}; }}
 .llm-next .num {{ font-weight: normal; font-variant-numeric: tabular-nums; white-space: nowrap; }}
@@ -474,7 +473,7 @@ class NextTokenBars(anywidget.AnyWidget):
         with self.hold_sync():
             self.rows, self.here, self.at, self.place, self.sum = rows, here, at, place, _summary(logits, **settings)
 
-# %% ../nbs/support/widgets.ipynb #dab91903
+# %% ../nbs/support/widgets.ipynb #5d358b05
 def _word(number: int, step: Step, text: str, part: int, parts: int) -> list:
     "How a token is shown: its text, the level of its probability, its details. `text` is what the tokens of its group are together."
     shown = "".join(c if c == " " else show_token(c) for c in text) or "∅"
@@ -482,7 +481,7 @@ def _word(number: int, step: Step, text: str, part: int, parts: int) -> list:
     share = f"{p:.1%}" if p >= 0.001 else f"1 in {1 / p:,.0f}" if p > 1e-9 else "less than 1 in a billion"
     return [shown if part == 1 else "▫", probability_level(min(p, 1.0)), f"token {number:,}   {name}   id {step.id:,}   {share} in the model"]
 
-# %% ../nbs/support/widgets.ipynb #88aa012a
+# %% ../nbs/support/widgets.ipynb #809ab848
 class _Spelling:
     "Tokens that come one by one, each with how it is shown."
     def __init__(self, tokenizer):
@@ -501,7 +500,7 @@ class _Spelling:
         self.rows += [_word(len(self.rows) + k, step, text, k, n) for k, step in enumerate(self._waiting, 1)]
         self._read, self._waiting = self._waiting, []
 
-# %% ../nbs/support/widgets.ipynb #9d2af3a8
+# %% ../nbs/support/widgets.ipynb #d3b106fb
 def _in_view(
     n: int,        # ids in the prompt
     written: int,  # tokens written after it
@@ -512,7 +511,7 @@ def _in_view(
     seen = (n if n <= window else half) + written
     return seen if seen <= window else half + (seen - window - 1) % (window - half + 1)
 
-# %% ../nbs/support/widgets.ipynb #6477fbf5
+# %% ../nbs/support/widgets.ipynb #104b58f9
 class _Draft(_Spelling):
     "A version of a text: its prompt, the tokens after it, and how many ids were in view at each."
     def __init__(self, model, tokenizer, prompt: str):
@@ -542,7 +541,7 @@ class _Draft(_Spelling):
         self.seed, generator, stops = seed, torch.Generator().manual_seed(seed), {self.tokenizer.eos_id} - {None}
         return generate_steps(model, self.before(self.start), length, stops, forced_ids=forced, generator=generator, **settings)
 
-# %% ../nbs/support/widgets.ipynb #ed66203a
+# %% ../nbs/support/widgets.ipynb #bd8c575a
 _WRITTEN_KEYS = """
   page.onkeydown = (event) => {
     const now = words.indexOf(event.target), to = words[goal(event.key, now, words.length)];
@@ -554,7 +553,7 @@ _WRITTEN_KEYS = """
     event.preventDefault();
   };"""
 
-# %% ../nbs/support/widgets.ipynb #6378d37d
+# %% ../nbs/support/widgets.ipynb #dc462278
 _WRITTEN_WORD = """
 const word = (act) => {
   const span = document.createElement("span");
@@ -573,7 +572,7 @@ const legend = (names) => names.flatMap((name, i) => {
 const goal = (key, now, n) => ({ ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: n - 1 })[key];
 """
 
-# %% ../nbs/support/widgets.ipynb #f7278544
+# %% ../nbs/support/widgets.ipynb #555809b9
 _WRITTEN_JS = _WRITTEN_WORD + """
 export default { render({ model, el }) {
   el.innerHTML = `<div class="llm-written"><div class="page" role="group" aria-label="the text" data-lm-suppress-shortcuts="true"><span class="prompt"></span></div>
@@ -602,7 +601,7 @@ KEYBOARD
   return () => model.off("change", draw);
 } };""".replace("KEYBOARD", _WRITTEN_KEYS)
 
-# %% ../nbs/support/widgets.ipynb #c2e9404d
+# %% ../nbs/support/widgets.ipynb #d6a3e873
 _WRITTEN_CSS = """
 .llm-written { color: var(--jp-ui-font-color1, inherit); line-height: 1.5; }
 .llm-written .page { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; min-height: 8em; max-height: 24em; overflow: auto; padding: 4px 6px;
@@ -628,14 +627,14 @@ class WrittenText(anywidget.AnyWidget):
     names = traitlets.List(level_names()).tag(sync=True)
     help = traitlets.Unicode("Click a token (or Tab, arrows, Enter): what else could be there?").tag(sync=True)
 
-# %% ../nbs/support/widgets.ipynb #7a233691
+# %% ../nbs/support/widgets.ipynb #7d11e1ed
 SAMPLERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty")
 
 def _settings(values: dict) -> dict:
     "The samplers' arguments from the sliders' values; top_k at 0 is off."
     return {name: values[name] or None if name == "top_k" else values[name] for name in SAMPLERS}
 
-# %% ../nbs/support/widgets.ipynb #1a1e9bf0
+# %% ../nbs/support/widgets.ipynb #80aad3d3
 def _controls(prompt: str, max_new_tokens: int) -> dict[str, widgets.Widget]:
     "What the reader can change, by name."
     wide, style = widgets.Layout(width="98%"), {"description_width": "10.5em"}
@@ -654,7 +653,7 @@ def _controls(prompt: str, max_new_tokens: int) -> dict[str, widgets.Widget]:
         "seed": widgets.BoundedIntText(42, min=0, max=2**31 - 1, description="seed", style=style, layout=widgets.Layout(width="18em")),
     }
 
-# %% ../nbs/support/widgets.ipynb #0d3bd176
+# %% ../nbs/support/widgets.ipynb #1bbe566e
 def open_model(
     folder: str | Path,  # a run or checkpoint of this course, or a Hugging Face folder; also below project_root()
 ) -> tuple[nn.Module, object]:
@@ -665,7 +664,7 @@ def open_model(
     if tokenizer is None: raise ValueError(f"{folder} holds a model but no tokenizer: load both yourself, and call Playground(model, tokenizer).")
     return model, tokenizer
 
-# %% ../nbs/support/widgets.ipynb #9bf99ce0
+# %% ../nbs/support/widgets.ipynb #2af62547
 class _Drafts:
     "The versions of a text, the last of which is shown in `page`; two threads use it."
     def __init__(self, page: WrittenText, undo: widgets.Button):
@@ -695,7 +694,7 @@ class _Drafts:
             self.page.prompt, self.page.rows = (draft.prompt, draft.rows + end) if draft else ("", [])
             self.page.writing, self.page.status = writing, _status(draft) if draft else ""
 
-# %% ../nbs/support/widgets.ipynb #5339e13e
+# %% ../nbs/support/widgets.ipynb #c409d7ea
 def _status(draft: _Draft) -> str:
     "How long a text is, how well the model could foresee it, and how it ended."
     n = len(draft.steps)
@@ -703,7 +702,7 @@ def _status(draft: _Draft) -> str:
     if n: facts.insert(1, f"perplexity {math.exp(min(700, -sum(step.log_prob for step in draft.steps) / n)):,.2f}")
     return ", ".join(facts)
 
-# %% ../nbs/support/widgets.ipynb #99cd1301
+# %% ../nbs/support/widgets.ipynb #bb667716
 def _stream(drafts: _Drafts, draft: _Draft, steps: Iterator[Step], length: int, redraw: Callable = lambda: None) -> Iterator[None]:
     "Write into a version, one step at each `next` after the first; however it ends, what was written is shown."
     shown, ended = 0.0, "stopped"
@@ -726,7 +725,7 @@ def _stream(drafts: _Drafts, draft: _Draft, steps: Iterator[Step], length: int, 
         draft.spell(anyway=True)
         drafts.show(draft, writing=False)
 
-# %% ../nbs/support/widgets.ipynb #eaeeac32
+# %% ../nbs/support/widgets.ipynb #b57de1a7
 def _look(play) -> tuple[list[int], int, int, str, str]:
     "The ids before the place that the bars show, how many of them the model sees, the id there (-1: none), its name, the place."
     with play.drafts.lock: draft, at, place = play.drafts.now, play.output.selected, play.drafts.place
@@ -737,7 +736,7 @@ def _look(play) -> tuple[list[int], int, int, str, str]:
     there = draft.steps[at].id
     return draft.before(at), draft.view(at), there, f"Token {at + 1:,}: what may stand in place of {_token_text(play.tokenizer, there)}", place
 
-# %% ../nbs/support/widgets.ipynb #3cece992
+# %% ../nbs/support/widgets.ipynb #d289a601
 def _buttons(play) -> list[widgets.Button]:
     "Generate, Stop, Undo."
     button = lambda name, tip, **looks: widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="8em"), **looks)
@@ -746,7 +745,7 @@ def _buttons(play) -> list[widgets.Button]:
     for one, act in zip(buttons, (play.write, lambda: play.worker.stop(), play.go_back)): one.on_click(lambda _, act=act: act())
     return buttons
 
-# %% ../nbs/support/widgets.ipynb #a28dd175
+# %% ../nbs/support/widgets.ipynb #a611ab60
 def _arrange(controls: dict, buttons: list, output: widgets.Widget, bars: widgets.Widget) -> list[widgets.Widget]:
     "The prompt, the sliders in two columns, the buttons, and the text beside the bars where there is room for both."
     c, half = controls, widgets.Layout(flex="1 1 20em")
@@ -756,7 +755,7 @@ def _arrange(controls: dict, buttons: list, output: widgets.Widget, bars: widget
     output.layout, bars.layout = widgets.Layout(flex="1 1 22em", margin="4px"), widgets.Layout(flex="1 1 24em", margin="4px")
     return [c["prompt"], sliders, widgets.HBox([*buttons, c["seed"]], layout=wrap), widgets.HBox([output, bars], layout=wrap)]
 
-# %% ../nbs/support/widgets.ipynb #d371d189
+# %% ../nbs/support/widgets.ipynb #dd635a4f
 class _Playing(Explorer):
     "What the buttons and the bars of a Playground do."
     def write(self) -> None:
@@ -789,7 +788,7 @@ class _Playing(Explorer):
         self.controls["seed"].value += 1
         self.worker.start(writing=stream)
 
-# %% ../nbs/support/widgets.ipynb #25208204
+# %% ../nbs/support/widgets.ipynb #82a580ed
 class Playground(_Playing):
     """A prompt, a slider for each sampler, the bars of the next token, and a text to write, to look into and to change.
     Takes a model and its tokenizer, or alone the folder of a run, a checkpoint or a Hugging Face model."""
