@@ -207,7 +207,7 @@ class _Store:
         self.lengths += k.shape[2] if counts is None else counts
 
     def _append(self, k: Tensor, v: Tensor, place: int) -> None:
-        "The same where every row begins at the same place: a slice is written several times faster than a list of places."
+        "The same where every row begins at the same place: one slice instead of a list of places."
         self._k.narrow(2, place, k.shape[2]).copy_(k)
         self._v.narrow(2, place, k.shape[2]).copy_(v)
         self.lengths += k.shape[2]
@@ -306,13 +306,12 @@ class Linear(nn.Linear):
     "`nn.Linear`; up to 8 rows of float32 on a CPU are multiplied faster, as columns, with blocks of the weight that the threads share."
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) to (..., out)
-        rows = x.numel() // self.in_features
-        if rows > 8 or rows == 0 or not x.is_cpu or x.dtype != torch.float32: return F.linear(x, self.weight, self.bias)
-        n = gcd(self.out_features, 8)
+        rows, n = x.numel() // self.in_features, gcd(self.out_features, 8)
+        if not (0 < rows <= 8 and x.is_cpu and x.dtype == torch.float32 and x.shape[-1] == self.in_features): return F.linear(x, self.weight, self.bias)
         columns = x.reshape(1, rows, self.in_features).mT.expand(n, -1, -1)   # (n, in, rows), turned rows: the library's faster way
         y = torch.bmm(self.weight.reshape(n, -1, self.in_features), columns).view(-1, rows).T  # (rows, out)
         y = y.reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 # %% ../nbs/02_attention.ipynb #8174f84e
 def head_sizes(
