@@ -48,13 +48,13 @@ HIDDEN = [  # cells that all succeed, each with another error in it
 def working_copy():
     "A digest of every file that opening and running the lessons could change."
     files = [p for folder in ("nbs", "llm_course", "configs", "data/pretrained") for p in (ROOT / folder).rglob("*")]
-    return {str(p.relative_to(ROOT)): sha256(p.read_bytes()).hexdigest() for p in files if p.is_file() and "__pycache__" not in p.parts}
+    return {str(p.relative_to(ROOT)): sha256(p.read_bytes()).hexdigest() for p in files if p.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in p.relative_to(ROOT).parts)}
 
 
 def copy_lessons(folder):
     "The lessons in another folder, without outputs and without the cells that tests skip, beside what they read."
     for name in ("configs", "data/pretrained"): shutil.copytree(ROOT / name, folder / name)
-    shutil.copy(ROOT / "settings.ini", folder)
+    for name in ("settings.ini", "data/speedrun.json"): shutil.copy(ROOT / name, folder / name)
     for path in NOTEBOOKS:
         notebook, copy = nbformat.read(path, 4), folder / path.relative_to(ROOT)
         notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or not is_skipped(cell)]
