@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from .checkpoint import best_checkpoint, load_checkpoint, load_model, read_config, remove_checkpoint, resolve_checkpoint, save_checkpoint
 from .corpus import Tales, load_documents, project_root
-from .dataloader import Batches, TokenDataset, write_tokens
+from .dataloader import Batches, TokenDataset, is_written, read_meta, write_tokens
 from .evaluation import bits_per_byte, floor_gap, judge_stories, perplexity, sample_stories, story_rates
 from .gpt import GPT, GPTConfig, parameter_count
 from .sampling import generate_text, prompt_ids
@@ -293,10 +293,12 @@ def llm_tokenize(argv: list[str]) -> None:
     config = load_config(args.config, args.settings)
     tokenizer, folder = get_tokenizer(config), data_folder("processed", config)
     for split in ("train", "valid"):
-        documents = tqdm(corpus_documents(config, split), desc=f"{split:9}", unit=" documents", disable=None)
-        counts = write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens)["splits"][split]
+        documents = lambda what: tqdm(corpus_documents(config, split), desc=f"{what:9}", unit=" documents", disable=None)
+        there = (folder / "meta.json").is_file() and is_written(folder, documents(f"{split}?"), tokenizer, split)
+        meta = read_meta(folder) if there else write_tokens(folder, documents(split), tokenizer, split, config.corpus.shard_tokens)
+        counts = meta["splits"][split]
         print(f"{split:11} {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
-              f"{counts['bytes'] / counts['tokens']:.2f} bytes a token -> {shown(folder)}")
+              f"{counts['bytes'] / counts['tokens']:.2f} bytes a token {'already in' if there else '->'} {shown(folder)}")
 
 # %% ../nbs/90_cli.ipynb #5f1cc418
 @contextmanager

@@ -1,5 +1,7 @@
 "Tokenizing what is too large for a lesson: constant memory, several processes, and stops of every kind."
+import json
 import random
+import shutil
 import signal
 import time
 import tracemalloc
@@ -76,3 +78,18 @@ def test_stopped_again_and_again(shell, stops):
         once, again = (TokenDataset(folder.parent / name, split) for name in ("once", "again"))
         assert (once.tokens[:] == again.tokens[:]).all() and (once.offsets == again.offsets).all()
     assert not [*folder.rglob(".*")] and not [*folder.rglob("shards.json")]
+
+
+def test_a_finished_split_is_not_tokenized_again(shell):
+    tokenize = (*TOKENIZE, "corpus.source=tales:1000")
+    assert "already" not in shell.ok(*tokenize)
+    folder = shell.folder / "data" / "processed" / "tales"
+    whole, written = files(folder), {path: path.stat().st_mtime_ns for path in folder.glob("train-*/*")}
+    assert shell.ok(*tokenize).count("already in") == 2
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["splits"]["valid"]                     # as a stop while the held-out documents are written leaves it
+    (folder / "meta.json").write_text(json.dumps(meta))
+    shutil.rmtree(next(folder.glob("valid-*")))
+    assert shell.ok(*tokenize).count("already in") == 1
+    assert files(folder) == whole and {path: path.stat().st_mtime_ns for path in folder.glob("train-*/*")} == written
+    assert "already" not in shell.ok(*tokenize, "corpus.max_documents=50")
