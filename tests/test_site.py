@@ -150,7 +150,7 @@ def widget(page, address, request):
     expect(seen[0].get_by_text("No kernel runs behind this page")).to_be_visible()
     assert seen[0].locator("textarea").is_disabled()
     seen[0].scroll_into_view_if_needed()
-    page.screenshot(path=SCREENSHOTS / f"site-{re.sub(r"\W+", "-", request.node.name)}.png")
+    page.screenshot(path=SCREENSHOTS / f"site-{request.node.originalname}-{size}-{scheme}.png")
     for part in ("p", ".llm-attention .said", ".llm-lens .top p", ".llm-line"):
         for words in seen[0].locator(part).all():
             assert words.evaluate(CONTRAST) > 4.5, part
