@@ -167,14 +167,14 @@ def elsewhere(tmp_path_factory, settings):
     for name in ("settings.ini", "setup.py", "README.md", "constraints.txt"): shutil.copy(ROOT / name, copy)
     git = ["git", "-C", copy, "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]): subprocess.run([*git, *command], check=True, timeout=60)
-    # All that is installed here but the package itself, seen through links.
+    # All that is installed here, pip too, but not the package itself, is seen through links.
     (folder / "packages").mkdir()
     for path in Path(pytest.__file__).parent.parent.iterdir():
         if "llm_course" not in path.name: (folder / "packages" / path.name).symlink_to(path)
-    venv.create(bare, with_pip=True)
+    venv.create(bare)
     next(bare.glob("lib/python*/site-packages")).joinpath("packages.pth").write_text(f"{folder / 'packages'}\n")
     work.mkdir()
-    # What is there already must do: nothing may be fetched from a package index, be it to replace torch.
+    # What is there already must do: nothing may be fetched from a package index, be it to replace torch. (pip reads NO_BUILD_ISOLATION=0 as no isolation.)
     env = {name: value for name, value in ENV.items() if name != "PYTHONPATH"} | {
         "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{copy.as_uri()}.insteadOf", "GIT_CONFIG_VALUE_0": f"https://github.com/{settings['user']}/{settings['repo']}"}
