@@ -108,6 +108,15 @@ def test_committed_outputs(path):
     if re.match(r"\d\d_", path.name): assert figures, "no figure in the committed outputs"
 
 
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_a_figure_stands_above_each_widget(path):
+    "What a reader without a kernel sees, in GitHub's view, in an export and on the site."
+    cells = nbformat.read(path, 4).cells
+    shows = lambda cell, kind: any(kind in output.get("data", {}) for output in cell.get("outputs", ()))
+    for i, cell in enumerate(cells):
+        if shows(cell, "application/vnd.jupyter.widget-view+json"): assert any(shows(above, "image/png") for above in cells[max(0, i - 6):i])
+
+
 @each_notebook
 def test_nbdev_test(path):
     command = [Path(sys.executable).parent / "nbdev_test", "--n_workers", "0", "--do_print", "--path", path]
