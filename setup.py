@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("lab", "hub", "track", "docs", "dev")}
+extras = {name: settings[f"{name}_requirements"].split() for name in ("lessons", "lab", "hub", "track", "docs", "dev")}
 
 setup(
     name=settings["lib_name"],

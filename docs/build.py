@@ -1,8 +1,11 @@
-"""Build the site: `python docs/build.py [FOLDER]`, by default into `_docs/`. No lesson is run, nothing is imported or fetched.
+"""Build the site: `python docs/build.py [FOLDER]`, by default into `_docs/`. Nothing is fetched.
 
 Sphinx wants its pages in one folder, so they are gathered in a temporary one that is laid out like the repository: links keep
-working as they stand. The README becomes the first page, and each module of the package gets a page made from its source."""
+working as they stand. The README becomes the first page, and each module of the package gets a page made from its source.
+
+Outputs are those that were committed, but for the widgets that can work in a page: `live.py` runs the notebooks that show one."""
 import ast
+import asyncio
 import json
 import re
 import shutil
@@ -12,6 +15,7 @@ import tokenize
 from io import StringIO
 from pathlib import Path
 
+from live import VIEW, run_all
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,10 +115,13 @@ def cells(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
 
 
-def without_default_exp(path: Path) -> None:
-    "Take out the cell that tells only nbdev something."
+def as_page(path: Path, widgets: dict[str, str]) -> None:
+    "Take out the cells that tell only nbdev or an empty machine something, and put in the widgets."
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    notebook["cells"] = [cell for cell in notebook["cells"] if not re.fullmatch(r"#\| *default_exp.*\s*", "".join(cell["source"]))]
+    notebook["cells"] = [cell for cell in notebook["cells"] if not re.fullmatch(r"#\| *default_exp.*\s*", "".join(cell["source"])) and cell["id"] != "colab-cell"]
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            if cell["id"] in widgets and VIEW in output.get("data", {}): output["data"] = {"text/html": widgets[cell["id"]]}
     path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
@@ -126,11 +133,12 @@ def toctree(caption: str, pages: list[str]) -> str:
 def gather(folder: Path) -> None:
     "Lay out the site's pages in a folder."
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    widgets = asyncio.run(run_all(notebooks, ROOT / "llm_course" / "widgets.py"))
     for path in [*notebooks, ROOT / "CONTRIBUTING.md", ROOT / "data/pretrained/loss.png", ROOT / "data/pretrained/eval.txt"]:
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-        if path in notebooks: without_default_exp(copy)
+        if path in notebooks: as_page(copy, widgets)
     found = {path: re.search(r"^#\| *default_exp +(\w+)", "\n".join(cells(path)), re.M) for path in notebooks}
     sources = {match.group(1): path for path, match in found.items() if match}          # each module's notebook
     (folder / "api").mkdir()

@@ -15,7 +15,7 @@ project, author, version, copyright = settings["lib_name"], settings["author"], 
 extensions = ["myst_nb", "sphinx.ext.viewcode"]
 nb_execution_mode = "off"                                         # the outputs are those that were committed
 nb_ipywidgets_js = {}                                             # a page has no kernel: a widget is the line that says what to do,
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]   # below the figure that shows the same
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]   # or what docs/live.py made of it
 nb_merge_streams = True
 nb_render_image_options = {"alt": "figure"}                       # each figure's title says what it shows
 myst_enable_extensions = ["dollarmath", "fieldlist"]
@@ -29,6 +29,7 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = [("widgets.js", {"defer": "defer"})]
 html_favicon = "static/icon.svg"
 html_copy_source = html_show_sphinx = False
 

@@ -211,6 +211,7 @@ class TokenStrip(anywidget.AnyWidget):
     "Coloured tokens to point at: each is [text, number of its tint, whether it is new, its details]."
     _esm, _css = _STRIP_JS, _STRIP_CSS
     tokens = traitlets.List().tag(sync=True)
+    without_kernel = traitlets.Bool(True).tag(sync=True)
 
 # %% ../nbs/support/widgets.ipynb #0b659aae
 def _details(token: Token) -> str:
@@ -322,6 +323,7 @@ class TokenizerExplorer(Explorer):
         self.replay = _Replay(tokenizer) if _has_merges(tokenizer) else None
         controls = {"text": box} | ({"step": self.replay.slider} if self.replay else {})
         super().__init__(controls, [*controls.values(), self.count, self.strip], tuple(controls))
+        self.wait()   # the first picture belongs to the cell
 
     def draw(self) -> None:
         "The tokens of the text; with a slider, under as many merges as it says."
@@ -938,6 +940,7 @@ class _AttentionView(anywidget.AnyWidget):
     heads = traitlets.Int().tag(sync=True)       # H
     layer = traitlets.Int().tag(sync=True)
     pick = traitlets.Int().tag(sync=True)        # 0: the mean of all heads, 1: head 0, …
+    without_kernel = traitlets.Bool(True).tag(sync=True)
 
     def show(self, tokens: list[str], maps: Tensor) -> None:  # (L, H, T, T)
         "Send another text and its maps, in one message."
@@ -1359,6 +1362,7 @@ class _LensView(anywidget.AnyWidget):
 .llm-lens .top b { font-weight: normal; text-align: right; font-variant-numeric: tabular-nums; }
 """
     shown = traitlets.Dict().tag(sync=True)   # of lens_table
+    without_kernel = traitlets.Bool(True).tag(sync=True)
 
 # %% ../nbs/support/widgets.ipynb #1c596716
 class LogitLens(Explorer):

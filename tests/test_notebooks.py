@@ -1,4 +1,4 @@
-"The notebooks are the source: exported, clean, in order, and every cell runs in nbdev_test and in a real kernel."
+"The notebooks are the source: exported, clean, in order, and every cell runs in nbdev_test and in a real kernel; they open elsewhere, too."
 import ast
 import json
 import os
@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -21,6 +23,7 @@ SUPPORT = {"viz", "widgets", "track"}
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": ""}
 name_of = lambda path: path.stem
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+LESSONS = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
 
 
 def directives(cell):
@@ -105,6 +108,15 @@ def test_committed_outputs(path):
     if re.match(r"\d\d_", path.name): assert figures, "no figure in the committed outputs"
 
 
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_a_figure_stands_above_each_widget(path):
+    "What a reader without a kernel sees, in GitHub's view, in an export and on the site."
+    cells = nbformat.read(path, 4).cells
+    shows = lambda cell, kind: any(kind in output.get("data", {}) for output in cell.get("outputs", ()))
+    for i, cell in enumerate(cells):
+        if shows(cell, "application/vnd.jupyter.widget-view+json"): assert any(shows(above, "image/png") for above in cells[max(0, i - 6):i])
+
+
 @each_notebook
 def test_nbdev_test(path):
     command = [Path(sys.executable).parent / "nbdev_test", "--n_workers", "0", "--do_print", "--path", path]
@@ -132,3 +144,79 @@ def test_real_kernel(path, monkeypatch):
     assert not hidden, hidden
     executed = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert executed and all(cell.execution_count for cell in executed)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    "What settings.ini says."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_a_lesson_opens_in_colab_and_on_binder(path, settings):
+    title, links, fetch = nbformat.read(path, 4).cells[:3]
+    remedy = f"copy the two cells below the title from {LESSONS[0].name}, with this lesson's name in the links, and keep their ids"
+    assert title.cell_type == "markdown" and title.source.startswith("# ")
+    repo, branch, at = f"{settings['user']}/{settings['repo']}", settings["branch"], path.relative_to(ROOT)
+    wanted = [f"https://colab.research.google.com/github/{repo}/blob/{branch}/{at}", f"https://mybinder.org/v2/gh/{repo}/{branch}?labpath={at}"]
+    assert links.id == "colab-link" and re.findall(r"\[[^\]]+\]\(([^)]+)\)", links.source) == wanted, remedy
+    first = nbformat.read(LESSONS[0], 4).cells[2]
+    assert (fetch.id, fetch.cell_type, fetch.source, fetch.outputs) == ("colab-cell", "code", first.source, []), remedy
+    assert f"https://github.com/{repo} " in fetch.source
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, settings):
+    "A Python without the package, a folder for it to work in, and a copy of this repository in place of the public one."
+    folder = tmp_path_factory.mktemp("elsewhere")
+    copy, bare, work = folder / "public", folder / "venv", folder / "content"
+    for name in ("llm_course", "nbs", "configs", "data/pretrained", ".binder"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "setup.py", "README.md", "constraints.txt"): shutil.copy(ROOT / name, copy)
+    git = ["git", "-C", copy, "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]): subprocess.run([*git, *command], check=True, timeout=60)
+    # All that is installed here, pip too, but not the package itself, is seen through links.
+    (folder / "packages").mkdir()
+    for path in Path(pytest.__file__).parent.parent.iterdir():
+        if "llm_course" not in path.name: (folder / "packages" / path.name).symlink_to(path)
+    venv.create(bare)
+    next(bare.glob("lib/python*/site-packages")).joinpath("packages.pth").write_text(f"{folder / 'packages'}\n")
+    work.mkdir()
+    # What is there already must do: nothing may be fetched from a package index, be it to replace torch. (pip reads NO_BUILD_ISOLATION=0 as no isolation.)
+    env = {name: value for name, value in ENV.items() if name != "PYTHONPATH"} | {
+        "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{copy.as_uri()}.insteadOf", "GIT_CONFIG_VALUE_0": f"https://github.com/{settings['user']}/{settings['repo']}"}
+    def run(where, *arguments):
+        done = subprocess.run([bare / "bin" / "python", *arguments], cwd=where, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-6000:]
+        return done.stdout, done.stderr
+    return run, work, copy
+
+
+def test_the_course_is_fetched_where_it_is_missing(elsewhere, tmp_path):
+    "Not into a checkout; but in a fresh folder. Then again, as after a restart, and in the lessons' own folder: nothing is left to do."
+    run, work, _ = elsewhere
+    cell, course = nbformat.read(LESSONS[0], 4).cells[2].source, work / "llm-course"
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").touch()
+    assert run(tmp_path / "nbs", "-c", cell) == ("", "") and not list((tmp_path / "nbs").iterdir())
+    code = cell + """
+import torch
+from llm_course.checkpoint import load_model
+from llm_course.corpus import project_root
+root = project_root()
+model, tokenizer = load_model(root / "data" / "pretrained")
+print(root, os.getcwd(), (root / "configs" / "base.yaml").is_file(), tokenizer.decode(tokenizer.encode("Mia")), torch.__file__)"""
+    wanted = f"{course} {course / 'nbs'} True Mia {work.parent / 'packages' / 'torch' / '__init__.py'}\n"
+    out, said = run(work, "-c", code)
+    assert out == wanted, said
+    installed = (work.parent / "venv" / "bin" / "llm_train").stat().st_mtime_ns
+    for where in (work, course / "nbs"): assert run(where, "-c", code) == (wanted, "")
+    assert (work.parent / "venv" / "bin" / "llm_train").stat().st_mtime_ns == installed and not (course / "nbs" / "llm-course").exists()
+
+
+def test_binder_finds_its_requirements(elsewhere):
+    "What repo2docker runs in the folder of the repository."
+    run, _, copy = elsewhere
+    run(copy, "-m", "pip", "install", "--dry-run", "--quiet", "-r", ".binder/requirements.txt")
