@@ -124,7 +124,7 @@ def _check(config: "GPTConfig") -> None:
     if config.positions == "sinusoidal" and config.d_model % 2: raise ValueError(f"Sinusoidal positions need an even d_model, not {config.d_model}.")
     if config.rope_scaling is not None and config.positions != "rope": raise ValueError(f"rope_scaling scales RoPE, but positions={config.positions!r}; leave it out, or choose positions='rope'.")
     if not 0 <= config.dropout < 1: raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1.")
-    for name in ("rope_theta", "norm_eps", "qk_norm_eps", "logit_softcap"):
+    for name in ("rope_theta", "norm_eps", "qk_norm_eps", "embedding_std", "logit_softcap"):
         value = getattr(config, name)
         if value is not None and not value > 0: raise ValueError(f"{name}={value} must be above 0.")
 
@@ -153,6 +153,7 @@ class GPTConfig(_Presets):
     bias: bool = False                  # in linear layers, and LayerNorm's shift
     qkv_bias: bool | None = None        # in the queries', keys' and values' layer; None: as `bias`
     tied_head: bool = True              # the head's weight is the embedding's
+    embedding_std: float | None = None  # how the embeddings start; None: 0.5 with a head of its own, 0.02 with a tied one
     logit_softcap: float | None = None  # c: logits become c·tanh(logits / c)
     dropout: float = 0.0
 
@@ -209,13 +210,14 @@ def _check_input(config: GPTConfig, ids: Tensor, documents: Tensor | None, cache
     if stop > config.max_seq_len: raise ValueError(f"{stop} tokens do not fit into max_seq_len={config.max_seq_len}; shorten the text or make the model with a larger max_seq_len.")
 
 # %% ../nbs/04_gpt.ipynb #16be5670
-def _initialise(model: nn.Module, n_layers: int) -> None:
+def _initialise(model: nn.Module, n_layers: int, embedding_std: float | None = None) -> None:
     "Small random weights (Radford et al. 2019); what is added to the stream 2·n_layers times starts smaller, so that the sum does not grow with depth."
     tied = model.head.weight is model.embedding.weight
+    if embedding_std is None: embedding_std = 0.02 if tied else 0.5
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Linear, nn.Embedding)): continue
         residual = name.endswith((".attention.out", ".mlp.down"))
-        std = 0.5 if isinstance(module, nn.Embedding) and not tied else 0.02
+        std = embedding_std if isinstance(module, nn.Embedding) or tied and module is model.head else 0.02
         nn.init.normal_(module.weight, std=std / sqrt(2 * n_layers) if residual else std)
         if getattr(module, "bias", None) is not None: nn.init.zeros_(module.bias)
 
@@ -251,7 +253,7 @@ class GPT(nn.Module):
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_head: self.head.weight = self.embedding.weight
-        _initialise(self, config.n_layers)
+        _initialise(self, config.n_layers, config.embedding_std)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # (B, T), (T,) or (B, T) to (B, T, C)
         x = self.embedding(ids)
