@@ -170,8 +170,8 @@ def ring_positions(
     return last - (last - torch.arange(room, device=lengths.device)) % room
 
 # %% ../nbs/02_attention.ipynb #bf870a0b
-class _Store:
-    "Room for keys and values, taken once, and how many tokens each row has seen. It holds no graph."
+class _Rows:
+    "Room for keys and values, taken once, and how many tokens each row has seen. It keeps no graph for gradients."
 
     def __init__(self, batch_size: int, n_kv_heads: int, room: int, d_head: int, dtype: torch.dtype, device: torch.device | str | None):
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)                          # (B,)
@@ -182,23 +182,27 @@ class _Store:
     v = property(lambda self: self._v[:, :, 1:])
     length = property(lambda self: max(self.lengths.tolist()))     # tokens in the longest row
 
-    def even_length(self) -> int | None:
-        "The length that all rows have; None where they differ, and in compiled code, which cannot ask."
-        if torch.compiler.is_compiling(): return None
-        first, *others = self.lengths.tolist()
-        return first if all(n == first for n in others) else None
-
     def keep(self, rows: list[int]) -> None:
         "Go on with these rows only; a row that is named twice goes on as two."
         self._k, self._v, self.lengths = self._k[rows], self._v[rows], self.lengths[rows]
 
-    def put(self, rows: list[int], other: "_Store") -> None:
+    def put(self, rows: list[int], other: "_Rows") -> None:
         "Replace these rows by those of another cache with as much room."
         self._k[rows], self._v[rows], self.lengths[rows] = other._k, other._v, other.lengths
 
     def truncate(self, length: int) -> None:
         "Forget what each row holds beyond its first `length` tokens; their places are written again."
         self.lengths.clamp_(max=length)
+
+# %% ../nbs/02_attention.ipynb #0ace340d
+class _Store(_Rows):
+    "How new tokens are written into the rows."
+
+    def even_length(self) -> int | None:
+        "The length that all rows have; None where they differ, and in compiled code, which cannot ask."
+        if torch.compiler.is_compiling(): return None
+        first, *others = self.lengths.tolist()
+        return first if all(n == first for n in others) else None
 
     def positions(self, T: int) -> Tensor:  # (B, T)
         "Where the next T tokens of each row stand."

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 # %% ../nbs/support/viz.ipynb #b6a602bf
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A800"]
@@ -25,6 +27,16 @@ _STYLE = {
     "figure.dpi": 80, "figure.facecolor": "white", "axes.facecolor": "white", "legend.frameon": False, "lines.linewidth": 1.8,
 }
 _BLUES = LinearSegmentedColormap.from_list("course", ["#FFFFFF", "#0072B2", "#00283F"])
+
+# %% ../nbs/support/viz.ipynb #3e65d2fc
+class _Canvas(FigureCanvasAgg):
+    "Draws as matplotlib does, and writes PNG pictures with a table of at most 256 colours."
+    def print_png(self, filename_or_obj, **kwargs):
+        "Write the figure to a path or a file; `kwargs`, such as metadata, are not used."
+        self.draw()
+        image = Image.fromarray(np.array(self.buffer_rgba())).convert("RGB")
+        image = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        image.save(filename_or_obj, "png", optimize=True, dpi=(self.figure.dpi, self.figure.dpi))
 
 # %% ../nbs/support/viz.ipynb #f81b8d2a
 def new_figure(
@@ -38,6 +50,7 @@ def new_figure(
     with plt.rc_context(_STYLE):
         fig, axes = plt.subplots(rows, cols, figsize=(width, height), layout="constrained", **kwargs)
     plt.close(fig)
+    _Canvas(fig)
     return fig, axes
 
 # %% ../nbs/support/viz.ipynb #d2c1085f
@@ -134,10 +147,10 @@ def plot_training(
     "The loss with its floor, the learning rate and the tokens a second of one run: `TrainingDashboard` as a figure."
     fig, (loss, rate, speed) = new_figure(10.5, 2.8, 1, 3, width_ratios=(2.2, 1, 1))
     plot_loss(records, floor, title, ax=loss)
-    plot_lines({"": _values(records, "lr")}, "learning rate", "optimizer step", ax=rate)
+    plot_lines({"": _values(records, "lr")}, "", "optimizer step", "learning rate", ax=rate)
     steps, speeds = _values(records, "tokens_per_second")
     speed.plot(steps, speeds, color=PALETTE[0], alpha=0.25, linewidth=0.8)
-    plot_lines({"": (steps, _smooth(speeds, max(1, len(speeds) // 50)))}, "tokens/s", "optimizer step", ax=speed)
+    plot_lines({"": (steps, _smooth(speeds, max(1, len(speeds) // 50)))}, "", "optimizer step", "tokens a second", ax=speed)
     for ax in (rate, speed): ax.set_ylim(bottom=0)
     return fig
 
@@ -196,7 +209,7 @@ def plot_attention(
         if head >= n: ax.set_visible(False); continue
         name = heads[head] if heads else (f"head {head}" if n > 1 else "")
         plot_heatmap(weights[head], name, xticks=labels, yticks=labels, vmin=0, vmax=1, ax=ax)
-    fig.suptitle(title, fontsize=12)
+    fig.suptitle(title, fontsize=11)
     fig.supxlabel("looked at", fontsize=10)
     fig.supylabel("looks", fontsize=10)
     return fig
@@ -218,7 +231,7 @@ def plot_heads(
         ax.grid(False)
         if layer == 0: ax.set_title(f"head {head}", fontsize=9)
         if head == 0: ax.set_ylabel(f"layer {layer}", fontsize=9)
-    fig.suptitle(title)
+    fig.suptitle(title, fontsize=11)
     return fig
 
 # %% ../nbs/support/viz.ipynb #a00fb7a7
