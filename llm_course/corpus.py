@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'PLOTS', 'Slot', 'Mention', 'Fork', 'Choice', 'compile_template', 'entropy_by_choice', 'Tales',
-           'project_root', 'read_text', 'passages', 'download', 'split_of', 'load_documents']
+           'project_root', 'read_pieces', 'read_text', 'passages', 'download', 'split_of', 'load_documents']
 
 # %% ../nbs/00_corpus.ipynb #c8d21da1
+import codecs
 import hashlib
 import itertools
 import math
@@ -342,25 +343,47 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "settings.ini").is_file()), here)
 
 # %% ../nbs/00_corpus.ipynb #4f1f761f
+def read_pieces(path: Path, size: int = 1 << 20) -> Iterator[str]:
+    "A file's text, `size` bytes at a time, line ends as they are. Raises ValueError naming the file and the byte when it is not UTF-8."
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    with open(path, "rb") as file:
+        while True:
+            data, waiting = file.read(size), len(decoder.getstate()[0])   # bytes of a character that was cut in two
+            try: text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 text: byte {read - waiting + error.start} is 0x{error.object[error.start]:02x}; convert it to UTF-8 first") from None
+            if text: yield text
+            if not data: return
+            read += len(data)
+
+
 def read_text(path: Path) -> str:
-    "A file's text, line ends as they are. Raises ValueError naming the file and the byte when it is not UTF-8."
-    data = Path(path).read_bytes()
-    try: return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}; convert it to UTF-8 first") from None
+    "The same in one piece."
+    return "".join(read_pieces(path))
 
 # %% ../nbs/00_corpus.ipynb #e327058c
-def passages(text: str, size: int) -> Iterator[str]:
-    "Cut `text` at blank lines into pieces of about `size` characters (at most twice that); joined they give it back."
-    piece = ""
-    for paragraph in re.findall(r"(?s).+?(?:\n\s*\n|\Z)", text):
-        parts = [paragraph] if len(paragraph) <= size else re.findall(rf"(?s).{{1,{size}}}(?:\n|\Z)|.{{1,{size}}}", paragraph)
-        for part in parts:
-            if piece and len(piece) + len(part) > size:
-                yield piece
-                piece = ""
-            piece += part
-    if piece: yield piece
+def _parts(pieces: Iterable[str], size: int) -> Iterator[str]:
+    "Paragraphs with the blank lines behind them; one of more than `size` characters in parts that end with a line, where they can."
+    paragraph, lines = re.compile(r"(?s).+?(?:\n\s*\n(?=\s*\S)|\Z)"), re.compile(rf"(?s).{{1,{size}}}(?:\n|\Z)|.{{1,{size}}}")
+    text, start = "", 0
+    for piece in itertools.chain(pieces, [None]):
+        text, start, ahead = text[start:] + (piece or ""), 0, 0 if piece is None else 2 * size
+        while len(text) - start > ahead:
+            part = paragraph.match(text, start, start + 2 * size).group()
+            if len(part) > size: part = lines.match(part).group()
+            yield part
+            start += len(part)
+
+
+def passages(text: str | Iterable[str], size: int) -> Iterator[str]:
+    "Cut a text, whole or in pieces, at blank lines into passages of about `size` characters (at most twice that); joined they give it back."
+    passage = ""
+    for part in _parts([text] if isinstance(text, str) else text, size):
+        if passage and len(passage) + len(part) > size:
+            yield passage
+            passage = ""
+        passage += part
+    if passage: yield passage
 
 # %% ../nbs/00_corpus.ipynb #c503d9be
 def _files(source: str) -> list[Path]:
@@ -376,9 +399,10 @@ def _files(source: str) -> list[Path]:
 
 # %% ../nbs/00_corpus.ipynb #4c86bb54
 def _file_documents(source: str) -> Iterator[str]:
-    "One document a file; a single file is cut into about a hundred passages of 500 to 4,000 characters."
+    "One document a file; a single file is cut into about a hundred passages of 500 to 4,000 characters, a large one into more, read bit by bit."
     files = _files(source)
     if len(files) > 1: return (read_text(path) for path in files)
+    if files[0].stat().st_size >= 1_600_000: return passages(read_pieces(files[0]), 4000)   # 400,000 characters at least
     text = read_text(files[0])
     return passages(text, min(max(len(text) // 100, 500), 4000))
 

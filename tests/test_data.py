@@ -1,8 +1,11 @@
 "Tokenizing what is too large for a lesson: constant memory, several processes, and stops of every kind."
 import json
+import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
 import tracemalloc
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
+from llm_course.corpus import load_documents
 from llm_course.dataloader import TokenDataset, write_tokens
 from llm_course.tokenizer import CharTokenizer
 
@@ -21,12 +25,14 @@ def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in f
 
 def test_memory_stays_below_the_size_of_the_text(tmp_path):
     tokenizer = CharTokenizer.train(["ab "])
-    texts = ("ab " * 13_000 for _ in range(800))   # 31 MB, 125 MB as the uint32 that the tokenizer returns; beyond 3 MB, processes tokenize
+    source = tmp_path / "large.txt"
+    with open(source, "w") as file:
+        for _ in range(800): file.write("ab " * 13_000)   # 31 MB, 125 MB as the uint32 that the tokenizer returns; beyond 3 MB, processes tokenize
     tracemalloc.start()
-    counts = write_tokens(tmp_path, texts, tokenizer, shard_tokens=1 << 20)["splits"]["train"]
+    counts = write_tokens(tmp_path, load_documents(str(source)), tokenizer, shard_tokens=1 << 20)["splits"]["train"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert counts["documents"] == 800 and counts["bytes"] == 39_000 * 800 and len(counts["shards"]) > 20
+    assert counts["documents"] == 39_000 * 800 / 4000 and counts["bytes"] == 39_000 * 800 and len(counts["shards"]) > 20
     assert peak < 30e6, peak   # what is on its way: ten batches of half a megabyte of text, and their ids
 
 
@@ -93,3 +99,21 @@ def test_a_finished_split_is_not_tokenized_again(shell):
     assert shell.ok(*tokenize).count("already in") == 1
     assert files(folder) == whole and {path: path.stat().st_mtime_ns for path in folder.glob("train-*/*")} == written
     assert "already" not in shell.ok(*tokenize, "corpus.max_documents=50")
+
+
+def test_a_terminal_shows_progress(shell):
+    termios = pytest.importorskip("termios", reason="Windows has no pseudo-terminal")
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    with subprocess.Popen(shell.command(*TOKENIZE, "corpus.source=tales:1000"), cwd=shell.folder, env=shell.env, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        while more := read_until_closed(ours): said += more
+    os.close(ours)
+    assert process.returncode == 0 and re.search(rb"train .*\d+ documents \[", said) and re.search(rb"valid .*\d+ documents \[", said), said
+
+
+def read_until_closed(descriptor):
+    "What a terminal's other side has written; nothing once it is closed, which Linux tells by an error."
+    try: return os.read(descriptor, 4096)
+    except OSError: return b""
