@@ -387,10 +387,10 @@ def plot_next_token(
     ax.barh([y - 0.2 for y in places], before, 0.36, color=PALETTE[6])
     ax.barh([y + 0.2 for y in places], after, 0.36, color=PALETTE[0])
     note = lambda text, x, y, colour: ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
-    for y, value in enumerate(after): note((f"{value:.1%}" if value else "cut") + ("" if y else " drawn with"), value, y + 0.2, PALETTE[0])
+    for y, value in enumerate(after): note((f"{value:.1%}" if value else "cut") + ("" if y else " with these settings"), value, y + 0.2, PALETTE[0])
     note("from the model", before[0], -0.2, "#555555")
     ax.set_yticks(places, [text.replace("$", r"\$") for text in texts], family="monospace")
-    ax.set(xlabel="probability", xlim=(0, max(before + after) * 1.3))
+    ax.set(xlabel="probability", ylabel="next token", xlim=(0, max(before + after) * 1.3))
     fig.suptitle(_summary(logits, **settings), fontsize=10)
     ax.invert_yaxis()
     ax.grid(False, axis="y")
@@ -1026,7 +1026,7 @@ function labels(ends, x, bottom) {
 """
 
 # %% ../nbs/support/widgets.ipynb #caccc61c
-_TRAINING_JS = """
+_TRAINING_PANELS = """
 const BLUE = "#0072B2", ORANGE = "#D55E00", INK = "currentColor", TICKS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50];
 
 function lossPanel({ loss, smooth, valid, floor, steps }) {
@@ -1045,7 +1045,10 @@ function smallPanel(points, title, left, steps) {
   const high = Math.max(1e-12, ...points.map((p) => p[1])), p = panel({ left, top: 250, width: 220, height: 52, title, steps, low: 0, high: high * 1.05 });
   return p.axes(points.length ? [0, high] : []) + p.line(points, BLUE);
 }
+"""
 
+# %% ../nbs/support/widgets.ipynb #e534fb31
+_TRAINING_JS = _TRAINING_PANELS + """
 function render({ model, el }) {
   el.innerHTML = `<div class="llm-training"><div class="line"><b role="status"></b> <span></span></div><svg viewBox="0 0 720 324" role="img"></svg></div>`;
   const [state, says, svg] = ["b", "span", "svg"].map((name) => el.querySelector(name));
@@ -1126,13 +1129,25 @@ class _Run:
         return {"state": state, "says": says, "floor": self.floor, "steps": [self.first + 1, self.max_steps],
                 "loss": loss, "smooth": [[step, mean] for (step, *_), mean in zip(loss, smooth)], "valid": valid, "rate": rate, "speed": speed}
 
+# %% ../nbs/support/widgets.ipynb #1e6d6e52
+def _watch(job, work: Iterator) -> Iterator:
+    "The steps of a `_Job`'s work; after the last one the job is finished, or failed, and is drawn so."
+    try:
+        yield from work
+        job.ended = "finished"
+    except Exception:
+        job.ended = "failed"
+        raise                               # the worker shows it
+    finally:
+        if job.ended: job.owner._draw()
+
 # %% ../nbs/support/widgets.ipynb #b2147faa
 class _Job:
     "One long piece of work in an explorer's worker: between two of its steps it can be paused and continued, or stopped for good."
     _all = WeakSet()
 
     def __init__(self, owner: Explorer, work: Iterator, subject):   # subject: what no two jobs may work on at a time
-        self.owner, self.work, self.subject, self.wanted, self.ended = owner, self._watch(work), subject, "ready", ""
+        self.owner, self.work, self.subject, self.wanted, self.ended = owner, _watch(self, work), subject, "ready", ""
         self._all.add(self)
 
     @property
@@ -1160,16 +1175,6 @@ class _Job:
         self.wanted = wanted
         self.owner.worker.stop()
 
-    def _watch(self, work: Iterator) -> Iterator:
-        try:
-            yield from work
-            self.ended = "finished"
-        except Exception:
-            self.ended = "failed"
-            raise                           # the worker shows it
-        finally:
-            if self.ended: self.owner._draw()
-
 # %% ../nbs/support/widgets.ipynb #56ac1cfe
 class _JobButtons(widgets.HBox):
     "Start, Pause and Continue in one button, and Stop."
@@ -1189,24 +1194,9 @@ class _JobButtons(widgets.HBox):
         self.go.description = {"ready": "Start", "running": "Pause"}.get(self.job.state, "Continue")
         self.go.disabled = self.stop.disabled = self.job.state not in ("ready", "running", "paused")
 
-# %% ../nbs/support/widgets.ipynb #9bb1a680
-class TrainingDashboard(Explorer):
-    """Train with Start, Pause, Continue and Stop, and watch the loss, the learning rate, the speed, and what the model writes.
-
-    The arguments are those of `train`, and: `tokenizer` for the samples (None: none), `floor` in nats a token, `sample_every` so many
-    steps (None: ten samples a run), `prompt` to begin them with, and their length in tokens. `records` holds what `train` has yielded."""
-    def __init__(self, model, batches, config, tokenizer=None, optimizer=None, valid=None, floor: float | None = None,
-                 sample_every: int | None = None, prompt: str = "", max_new_tokens: int = 60, start_step: int = 0):
-        self.run = _Run(config.max_steps, start_step, floor)
-        self.records, self.sample_every, self._drawn = self.run.records, sample_every or max(1, config.max_steps // 10), 0.0
-        self.job = _Job(self, self._steps(train(model, batches, config, optimizer, valid, start_step)), model)
-        self._sample = lambda: _write_sample(model, tokenizer, self.values["prompt"], max_new_tokens, config.seed)
-        self.buttons, self.view, self.texts = _JobButtons(self.job), _TrainingView(), widgets.HTML(layout=widgets.Layout(max_height="16em", overflow="auto"))
-        box = lambda: _TextBox(prompt, description="prompt", rows=1, style={"description_width": "4em"}, layout=widgets.Layout(width="98%"))
-        controls = {} if tokenizer is None else {"prompt": box()}
-        super().__init__(controls, [self.buttons, self.view, *controls.values(), self.texts], ())
-        self.wait()                         # the first picture belongs to the cell
-
+# %% ../nbs/support/widgets.ipynb #1a3f2dbe
+class _Training(Explorer):
+    "What the thread and the page of a `TrainingDashboard` do."
     def _steps(self, training: Iterator) -> Iterator[None]:
         "A step of training at each `next`, and a token of a sample where one is due."
         yield from self._write(self.run.first)
@@ -1235,6 +1225,24 @@ class TrainingDashboard(Explorer):
         "Let go of the page, and train no further."
         if hasattr(self, "worker"): self.job.abandon()   # Python, too, closes a widget, at its end: then no thread may start
         super().close()
+
+# %% ../nbs/support/widgets.ipynb #9bb1a680
+class TrainingDashboard(_Training):
+    """Train with Start, Pause, Continue and Stop, and watch the loss, the learning rate, the speed, and what the model writes.
+
+    The arguments are those of `train`, and: `tokenizer` for the samples (None: none), `floor` in nats a token, `sample_every` so many
+    steps (None: ten samples a run), `prompt` to begin them with, and their length in tokens. `records` holds what `train` has yielded."""
+    def __init__(self, model, batches, config, tokenizer=None, optimizer=None, valid=None, floor: float | None = None,
+                 sample_every: int | None = None, prompt: str = "", max_new_tokens: int = 60, start_step: int = 0):
+        self.run = _Run(config.max_steps, start_step, floor)
+        self.records, self.sample_every, self._drawn = self.run.records, sample_every or max(1, config.max_steps // 10), 0.0
+        self.job = _Job(self, self._steps(train(model, batches, config, optimizer, valid, start_step)), model)
+        self._sample = lambda: _write_sample(model, tokenizer, self.values["prompt"], max_new_tokens, config.seed)
+        self.buttons, self.view, self.texts = _JobButtons(self.job), _TrainingView(), widgets.HTML(layout=widgets.Layout(max_height="16em", overflow="auto"))
+        box = lambda: _TextBox(prompt, description="prompt", rows=1, style={"description_width": "4em"}, layout=widgets.Layout(width="98%"))
+        controls = {} if tokenizer is None else {"prompt": box()}
+        super().__init__(controls, [self.buttons, self.view, *controls.values(), self.texts], ())
+        self.wait()                         # the first picture belongs to the cell
 
 # %% ../nbs/support/widgets.ipynb #3613e978
 def logit_lens(
@@ -1302,6 +1310,18 @@ function gridRow(cells, t, read, choose) {
 }
 """
 
+# %% ../nbs/support/widgets.ipynb #623125c0
+_LENS_KEYS = """
+  body.onkeydown = (event) => {
+    const cell = event.target.closest("td"), [t, l] = [cell.parentNode.rowIndex - 1, cell.cellIndex - 1];
+    const to = { ArrowUp: [t - 1, l], ArrowDown: [t + 1, l], ArrowLeft: [t, l - 1], ArrowRight: [t, l + 1], Home: [t, 0], End: [t, Infinity] }[event.key];
+    if (to) stop(keep(to, model.get("shown"))).focus();
+    else if (event.key === "Enter" || event.key === " ") choose([t, l]);
+    else return;
+    event.preventDefault();
+  };
+"""
+
 # %% ../nbs/support/widgets.ipynb #7f63a4de
 _LENS_RENDER = """
 function render({ model, el }) {
@@ -1325,14 +1345,7 @@ function render({ model, el }) {
     body.replaceChildren(...shown.top.map((cells, t) => gridRow(cells, t, shown.read[t], (spot) => choose(spot).focus())));
     choose(at);
   };
-  body.onkeydown = (event) => {
-    const cell = event.target.closest("td"), [t, l] = [cell.parentNode.rowIndex - 1, cell.cellIndex - 1];
-    const to = { ArrowUp: [t - 1, l], ArrowDown: [t + 1, l], ArrowLeft: [t, l - 1], ArrowRight: [t, l + 1], Home: [t, 0], End: [t, Infinity] }[event.key];
-    if (to) stop(keep(to, model.get("shown"))).focus();
-    else if (event.key === "Enter" || event.key === " ") choose([t, l]);
-    else return;
-    event.preventDefault();
-  };
+""" + _LENS_KEYS + """
   model.on("change:shown", build);
   build();
   return () => model.off("change:shown", build);

@@ -1,4 +1,5 @@
 "A run that is killed again and again, or runs out of disk, is the same run to the bit."
+import json
 import os
 import random
 import subprocess
@@ -10,7 +11,7 @@ from conftest import losses, name_run, steps, wait_for
 
 from llm_course.checkpoint import load_model, resolve_checkpoint
 
-TRAIN = ("llm_train", "--config", "tiny.yaml", "save_every=1", "train.eval_every=10")
+TRAIN = ("llm_train", "--config", "tiny.yaml", "save_every=1", "train.eval_every=10", "model.dropout=0.1")   # dropout: random states count, too
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,9 @@ def check(run, straight):
         ours, theirs = (load_model(folder / name)[0].state_dict() for folder in (run, straight))
         assert same(ours, theirs), name
     if steps(run): assert resolve_checkpoint(run).name in steps(run)[-2:]
+
+
+def validation(run): return [json.loads(line).get("valid_loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def being_saved(run): return run.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(run))
@@ -68,6 +72,7 @@ def test_killed_again_and_again(tokenized, straight, kills):
     tokenized.ok(*TRAIN, f"name={run.name}", "keep=2", *["--resume"] * bool(steps(run)))
     check(run, straight)
     assert losses(run) == losses(straight) and len(losses(run)) == 40
+    assert validation(run) == validation(straight) and sum(loss is not None for loss in validation(run)) == 4
     assert steps(run)[-1] == "step-0000040" and len(steps(run)) <= 3 and not being_saved(run)
 
 
