@@ -90,7 +90,7 @@ def _propose(memory: _Memory, feed: list[int], count: int, text: list[int], n: i
     "Let the small model write `count` ids ahead; the ids, and the probabilities (V,) that each was drawn from."
     ids, probs = [], []
     for i in range(count):
-        probs.append(sampling_logits(memory(feed)[0], **_now(rules, n + i, lambda: text + ids)).softmax(-1))
+        probs.append(sampling_logits(memory(feed)[-1].float(), **_now(rules, n + i, lambda: text + ids)).softmax(-1))
         ids.append(_draw(probs[-1], generator).item())
         feed = ids[-1:]
     return ids, probs
@@ -103,7 +103,7 @@ def _speculate(model, draft, ids, max_new_tokens, n_draft, stops, generator, rul
         room = min(n_draft, max_new_tokens - n - 1, large.window - len(large.view) - len(unread))
         count = max(0, room) if n >= len(rules.get("forced_ids", ())) else 0
         drafts, q = _propose(small, small_unread, count, text, n, rules, generator)
-        logits = large(unread + drafts, count + 1)            # after the text, and after each draft
+        logits = large(unread + drafts)[-count - 1:].float()  # after the text, and after each draft
         p = [sampling_logits(row, **_now(rules, n + i, lambda: text + drafts[:i])).softmax(-1) for i, row in enumerate(logits)]
         new = accept_drafts(torch.stack(p), q, drafts, generator)
         kept, ends = len(new) - 1, [i for i, id in enumerate(new) if id in stops]

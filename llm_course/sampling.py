@@ -23,26 +23,23 @@ from .tokenizer import decode_stream
 # %% ../nbs/09_sampling.ipynb #f24ff979
 def _require(name: str, value: Any, ok: Callable, rule: str) -> None:
     "Refuse an impossible number by its argument's name (ValueError)."
-    if isinstance(value, bool) or not isinstance(value, Real) or not ok(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)) or not ok(value):
         raise ValueError(f"{name} must be {rule}, not {value!r}.")
 
 # %% ../nbs/09_sampling.ipynb #f9afd322
-def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:  # (..., V) to (..., 1) twice
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:  # (..., V) to (...) twice
     "The largest logit of each row and its id, among equals the lowest; ValueError where it is not finite."
-    values, ids = logits.max(-1, keepdim=True)
+    values, ids = logits.max(-1)
     if not all(map(math.isfinite, values.flatten().tolist())):
         raise ValueError("The logits have no finite largest value: every token is cut, or the model's numbers are NaN or infinite.")
     return values, ids
 
 # %% ../nbs/09_sampling.ipynb #8041ed5d
-def apply_temperature(
-    logits: Tensor,             # (..., V), -inf where a token is cut
-    temperature: float = 1.0,   # above 0; below 1 sharpens, above 1 flattens
-) -> Tensor:                    # (..., V) float32, the largest moved to 0
-    "Divide the logits by the temperature (Ackley, Hinton and Sejnowski 1985); the largest is subtracted first, so nothing overflows. ValueError where it is not finite."
+def apply_temperature(logits: Tensor, temperature: float = 1.0) -> Tensor:  # (..., V), -inf where cut, to (..., V) float32, the largest moved to 0
+    "Divide the logits by the temperature > 0: below 1 sharpens, above 1 flattens (Ackley, Hinton and Sejnowski 1985); the largest is subtracted first, so nothing overflows. ValueError where it is not finite."
     _require("temperature", temperature, lambda t: 0 < t < math.inf, "a finite number above 0")
     logits = logits.float()
-    return (logits - _largest(logits)[0]) / max(temperature, 1e-30)
+    return (logits - _largest(logits)[0][..., None]) / max(temperature, 1e-30)
 
 # %% ../nbs/09_sampling.ipynb #90d34a94
 def top_k_filter(logits: Tensor, k: int) -> Tensor:  # (..., V) to (..., V), -inf where cut
@@ -116,18 +113,14 @@ def _counts(logits: Tensor, previous: Iterable) -> Tensor:
     return torch.stack(counts).view(logits.shape).to(logits)
 
 # %% ../nbs/09_sampling.ipynb #ad878b0d
-def apply_repetition_penalty(
-    logits: Tensor,      # (V,) or (B, V) from the model
-    previous: Iterable,  # the ids so far; for (B, V) a list of them a row
-    penalty: float,      # above 1 against repetition; 1 is off
-) -> Tensor:             # like `logits`
-    "Divide the logits of tokens that were there (Keskar et al. 2019, eq. 1); negative ones are multiplied, as is usual since."
+def apply_repetition_penalty(logits: Tensor, previous: Iterable, penalty: float) -> Tensor:  # (V,) and ids, or (B, V) and ids for each row
+    "Divide the logits of the tokens in `previous` by `penalty`, 1 is off (Keskar et al. 2019, eq. 1); negative ones are multiplied, as is usual since."
     _require("repetition_penalty", penalty, lambda p: 0 < p < math.inf, "a finite number above 0")
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(_counts(logits, previous) > 0, lower, logits)
 
 
-def apply_frequency_penalty(logits: Tensor, previous: Iterable, penalty: float) -> Tensor:  # all as above
+def apply_frequency_penalty(logits: Tensor, previous: Iterable, penalty: float) -> Tensor:  # shapes as above
     "Subtract `penalty` nats for each time that the token stands in the text so far; 0 is off, below 0 invites repetition."
     _require("frequency_penalty", penalty, lambda p: -math.inf < p < math.inf, "a finite number")
     return logits - penalty * _counts(logits, previous)
@@ -155,7 +148,7 @@ def sampling_logits(
     if temperature > 0: logits = apply_temperature(logits, temperature)
     else:
         largest, id = _largest(logits.float())
-        logits = torch.full_like(logits, -math.inf, dtype=torch.float32).scatter(-1, id, largest)
+        logits = torch.full_like(logits, -math.inf, dtype=torch.float32).scatter(-1, id[..., None], largest[..., None])
     for rule, value in ((top_k_filter, top_k), (top_p_filter, top_p), (min_p_filter, min_p), (typical_filter, typical_p)):
         if value is not None: logits = rule(logits, value)
     return logits
@@ -183,7 +176,7 @@ def sample_next(
     **rules,                     # typical_p, repetition_penalty and the others of sampling_logits
 ) -> Tensor:                     # () or (B,) int64 ids
     "Draw one id per row from what `sampling_logits` leaves; temperature 0 takes the largest and draws nothing."
-    if temperature == 0 and top_k is top_p is min_p is None and not rules: return _largest(logits)[1].squeeze(-1)   # nothing to cut
+    if temperature == 0 and top_k is top_p is min_p is None and not rules: return _largest(logits)[1]   # nothing to cut
     logits = sampling_logits(logits, temperature, top_k, top_p, min_p, **rules)
     return logits.argmax(-1) if temperature == 0 else _draw(logits.exp(), generator)
 
@@ -235,16 +228,18 @@ def _slide(view: list[int], window: int) -> bool:
 
 # %% ../nbs/09_sampling.ipynb #de9bd34e
 class _Memory:
-    "A model with its memory of one text: feed new ids, get the logits (n, V) after the last n of them. What it was fed can be taken back."
+    "A model with its memory of one text: feed new ids, get the logits (n, V) after each id that was read, the last one's last. It can take ids back."
     def __init__(self, model: GPT, expected: int, spare: int = 0):
         self.model, self.window, self.device = model, model.config.max_seq_len, next(model.parameters()).device
         self.make = lambda: model.make_cache(1, min(self.window, expected), spare)
         self.cache, self.view = self.make(), []              # view: the ids that it still sees
 
-    def __call__(self, ids: list[int], n: int = 1) -> Tensor:
+    def __call__(self, ids: list[int]) -> Tensor:
         self.view += ids
         if _slide(self.view, self.window): ids, self.cache = self.view, self.make()
-        return _read(self.model, torch.tensor([ids], device=self.device), self.cache)[0, -n:].float()
+        one = len(ids) == 1                                  # quicker to fill in than a tensor of a list
+        row = torch.full((1, 1), ids[0], device=self.device) if one else torch.tensor([ids], device=self.device)
+        return _read(self.model, row, self.cache)[0]
 
     def forget(self, n: int) -> None:
         "Take the last n ids back; where the cache is a ring, at most to `spare` before the furthest place that it has read."
@@ -255,7 +250,7 @@ class _Memory:
 def next_logits(model: GPT, ids: Iterable[int]) -> Tensor:  # (T,), at least one id, to (V,) float32
     "What the model says may follow `ids`. Of more than max_seq_len ids it sees the last max_seq_len // 2."
     ids = _prompt(ids, model.config.vocab_size)
-    return _Memory(model, len(ids))(ids)[0]
+    return _Memory(model, len(ids))(ids)[-1].float()
 
 # %% ../nbs/09_sampling.ipynb #cf993973
 class Step(NamedTuple):
@@ -275,7 +270,7 @@ def _write(model: GPT, ids: list[int], max_new_tokens: int, stops: set[int], set
     "The loop that writes: each new id with the logits (V,) it was drawn from, until a stop id or `max_new_tokens`."
     memory, text, feed = _Memory(model, len(ids) + max_new_tokens), list(ids), ids
     for n in range(max_new_tokens):
-        logits = memory(feed)[0]                             # (V,)
+        logits = memory(feed)[-1].float()                    # (V,)
         id = sample_next(logits, **_now(settings, n, lambda: text)).item()
         if id in stops: return
         yield id, logits
