@@ -30,9 +30,10 @@ from transformers import LlamaForCausalLM
 
 import llm_course
 from llm_course.attention import Linear
+from llm_course.decoding import Int8Linear, quantize_int8
 from llm_course.gpt import GPT, GPTConfig, matmul_weights, parameter_count
 from llm_course.pretrained import to_pretrained
-from llm_course.sampling import Int8Linear, generate, generate_batch, quantize_int8
+from llm_course.sampling import generate, generate_batch
 from llm_course.training import has_compiler
 
 THEIRS = "transformers, float32, eager"

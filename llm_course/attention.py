@@ -116,11 +116,11 @@ def rope_tables(
 ) -> RopeTables:
     "Pair i stands at the angle positions · theta^(-2i/D), in radians (Su et al. 2021, section 3.2.2)."
     if d_head % 2: raise ValueError(f"RoPE turns pairs of numbers, so the head size must be even, not {d_head}.")
-    speeds = theta ** -(torch.arange(0, d_head, 2, device=positions.device) / d_head)  # (D/2,) radians a position
+    speeds = theta ** (torch.arange(0, -d_head, -2, device=positions.device) / d_head)  # (D/2,) radians a position
     if scaling is not None: speeds = scaling(speeds)
-    angles = positions[..., None].float() * speeds                                     # (..., T, D/2)
-    cos, sin = angles.cos(), angles.sin()
-    return RopeTables(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+    angles = positions[..., None] * speeds                                              # (..., T, D/2)
+    angles = torch.cat((-angles, angles), dim=-1)                                       # cos(-a) = cos(a), sin(-a) = -sin(a)
+    return RopeTables(angles.cos(), angles.sin())
 
 # %% ../nbs/02_attention.ipynb #bcf164a1
 def rotate(
@@ -328,9 +328,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) to (..., out)
         rows, n = x.numel() // self.in_features, gcd(self.out_features, 8)
         if not (0 < rows <= 8 and x.is_cpu and x.dtype == torch.float32 and x.shape[-1] == self.in_features): return F.linear(x, self.weight, self.bias)
-        columns = x.reshape(1, rows, self.in_features).mT.expand(n, -1, -1)   # (n, in, rows), turned rows: the library's faster way
-        y = torch.bmm(self.weight.reshape(n, -1, self.in_features), columns).view(-1, rows).T  # (rows, out)
-        y = y.reshape(*x.shape[:-1], -1)
+        columns = x.reshape(rows, self.in_features).T.expand(n, -1, -1)       # (n, in, rows), turned rows: the library's faster way
+        y = torch.bmm(self.weight.reshape(n, -1, self.in_features), columns)  # (n, out / n, rows)
+        y = (y if rows == 1 else y.view(-1, rows).T).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 # %% ../nbs/02_attention.ipynb #8174f84e

@@ -5,18 +5,16 @@
 # %% auto #0
 __all__ = ['apply_temperature', 'top_k_filter', 'top_p_filter', 'min_p_filter', 'typical_filter', 'ban', 'force',
            'apply_repetition_penalty', 'apply_frequency_penalty', 'sampling_logits', 'sample_next', 'next_logits',
-           'Step', 'generate_steps', 'generate', 'prompt_ids', 'stop_at', 'generate_text', 'generate_batch', 'Beam',
-           'beam_search', 'accept_drafts', 'Round', 'speculative_rounds', 'generate_speculative', 'quantize_rows',
-           'int8_product', 'Int8Linear', 'quantize_int8']
+           'Step', 'generate_steps', 'generate', 'prompt_ids', 'stop_at', 'generate_text', 'generate_batch']
 
 # %% ../nbs/09_sampling.ipynb #9f9cf743
 import math
-from functools import cache
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .gpt import GPT
@@ -25,25 +23,27 @@ from .tokenizer import decode_stream
 # %% ../nbs/09_sampling.ipynb #f24ff979
 def _require(name: str, value: Any, ok: Callable, rule: str) -> None:
     "Refuse an impossible number by its argument's name (ValueError)."
-    if isinstance(value, bool) or not isinstance(value, Real) or not ok(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)) or not ok(value):
         raise ValueError(f"{name} must be {rule}, not {value!r}.")
 
 # %% ../nbs/09_sampling.ipynb #f9afd322
-def apply_temperature(
-    logits: Tensor,             # (..., V), -inf where a token is cut
-    temperature: float = 1.0,   # above 0; below 1 sharpens, above 1 flattens
-) -> Tensor:                    # (..., V) float32, the largest moved to 0
-    "Divide the logits by the temperature (Ackley, Hinton and Sejnowski 1985); the largest is subtracted first, so nothing overflows."
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:  # (..., V) to (...) twice
+    "The largest logit of each row and its id, among equals the lowest; ValueError where it is not finite."
+    values, ids = logits.max(-1)
+    if not all(map(math.isfinite, values.flatten().tolist())):
+        raise ValueError("The logits have no finite largest value: every token is cut, or the model's numbers are NaN or infinite.")
+    return values, ids
+
+# %% ../nbs/09_sampling.ipynb #8041ed5d
+def apply_temperature(logits: Tensor, temperature: float = 1.0) -> Tensor:  # (..., V), -inf where cut, to (..., V) float32, the largest moved to 0
+    "Divide the logits by the temperature > 0: below 1 sharpens, above 1 flattens (Ackley, Hinton and Sejnowski 1985); the largest is subtracted first, so nothing overflows. ValueError where it is not finite."
     _require("temperature", temperature, lambda t: 0 < t < math.inf, "a finite number above 0")
     logits = logits.float()
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
+    return (logits - _largest(logits)[0][..., None]) / max(temperature, 1e-30)
 
 # %% ../nbs/09_sampling.ipynb #90d34a94
-def top_k_filter(
-    logits: Tensor,  # (..., V)
-    k: int,          # how many to keep, at least 1; more than V keeps all
-) -> Tensor:         # (..., V), -inf where cut
-    "Keep the `k` largest logits (Fan et al. 2018); among equals the lower id stays, so exactly `k` are left."
+def top_k_filter(logits: Tensor, k: int) -> Tensor:  # (..., V) to (..., V), -inf where cut
+    "Keep the `k` >= 1 largest logits (Fan et al. 2018); among equals the lower id stays, so exactly `k` are left, or all V."
     _require("top_k", k, lambda k: isinstance(k, Integral) and k >= 1, "a whole number of at least 1")
     if k >= logits.shape[-1]: return logits
     kth = logits.topk(k, dim=-1).values[..., -1:]            # (..., 1) the smallest that may stay
@@ -51,45 +51,36 @@ def top_k_filter(
     room = k - above.sum(-1, keepdim=True)
     return logits.masked_fill(~(above | equal & (equal.cumsum(-1) <= room)), -math.inf)
 
+# %% ../nbs/09_sampling.ipynb #6f33702c
+def _keep_until(logits: Tensor, order: Tensor, p: float) -> Tensor:  # (..., V) and ids (..., V) to (..., V), -inf where cut
+    "Keep tokens in this order until they reach `p` together; the one that reaches it stays."
+    probs = logits.softmax(-1).gather(-1, order)
+    cut = probs.cumsum(-1) - probs >= p                      # enough before this one
+    cut[..., 0] = False                                      # the first stays, however small p is
+    return logits.masked_fill(cut.scatter(-1, order, cut), -math.inf)
+
 # %% ../nbs/09_sampling.ipynb #73a82fdd
-def top_p_filter(
-    logits: Tensor,  # (..., V)
-    p: float,        # probability to keep, above 0 and at most 1
-) -> Tensor:         # (..., V), -inf where cut
-    "Keep the fewest likely tokens whose probabilities reach `p` together (nucleus sampling, Holtzman et al. 2020); the one that reaches it stays."
+def top_p_filter(logits: Tensor, p: float) -> Tensor:  # (..., V) to (..., V), -inf where cut
+    "Keep the fewest likely tokens whose probabilities reach `p`, above 0 and at most 1, together (nucleus sampling, Holtzman et al. 2020)."
     _require("top_p", p, lambda p: 0 < p <= 1, "above 0 and at most 1")
     if p == 1: return logits
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(-1)
-    cut = probs.cumsum(-1) - probs >= p                      # enough before this one
-    cut[..., 0] = False                                      # the likeliest always stays
-    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
+    return _keep_until(logits, logits.argsort(dim=-1, descending=True, stable=True), p)
 
 # %% ../nbs/09_sampling.ipynb #bf5a83c1
-def min_p_filter(
-    logits: Tensor,  # (..., V)
-    p: float,        # 0 to 1, a share of the largest probability
-) -> Tensor:         # (..., V), -inf where cut
-    "Cut every token less than `p` times as likely as the likeliest (Nguyen et al. 2024); it needs no sorting and no softmax."
+def min_p_filter(logits: Tensor, p: float) -> Tensor:  # (..., V) to (..., V), -inf where cut
+    "Cut every token less than `p` times, from 0 to 1, as likely as the likeliest (Nguyen et al. 2024); it needs no sorting and no softmax."
     _require("min_p", p, lambda p: 0 <= p <= 1, "from 0 to 1")
     if p == 0: return logits
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
 
 # %% ../nbs/09_sampling.ipynb #21ae6020
-def typical_filter(
-    logits: Tensor,  # (..., V)
-    p: float,        # probability to keep, above 0 and at most 1
-) -> Tensor:         # (..., V), -inf where cut
-    "Keep the tokens whose surprise is nearest to the entropy until they reach `p` together (Meister et al. 2023); among equals the lower id comes first."
+def typical_filter(logits: Tensor, p: float) -> Tensor:  # (..., V) to (..., V), -inf where cut
+    "Keep the tokens whose surprise is nearest to the entropy until they reach `p`, above 0 and at most 1, together (Meister et al. 2023); among equals the lower id comes first."
     _require("typical_p", p, lambda p: 0 < p <= 1, "above 0 and at most 1")
     if p == 1: return logits
-    log_probs = logits.log_softmax(-1)
-    probs = log_probs.exp()
-    far = (-log_probs - torch.special.entr(probs).sum(-1, keepdim=True)).abs()
-    order = far.argsort(dim=-1, stable=True)
-    probs = probs.gather(-1, order)
-    cut = probs.cumsum(-1) - probs >= p                      # enough before this one
-    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
+    surprise = -logits.log_softmax(-1)
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True)
+    return _keep_until(logits, (surprise - entropy).abs().argsort(dim=-1, stable=True), p)
 
 # %% ../nbs/09_sampling.ipynb #87f7ae59
 def _token_ids(name: str, ids: Any, vocab_size: int) -> list[int]:
@@ -101,20 +92,14 @@ def _token_ids(name: str, ids: Any, vocab_size: int) -> list[int]:
     return ids
 
 # %% ../nbs/09_sampling.ipynb #4c3e03c9
-def ban(
-    logits: Tensor,      # (..., V)
-    ids: Iterable[int],  # never drawn
-) -> Tensor:             # (..., V)
-    "Cut these tokens."
+def ban(logits: Tensor, ids: Iterable[int]) -> Tensor:  # (..., V) to (..., V)
+    "Cut these tokens, so that they are never drawn."
     ids = _token_ids("banned_ids", ids, logits.shape[-1])
     return logits.index_fill(-1, torch.tensor(ids, device=logits.device), -math.inf) if ids else logits
 
 
-def force(
-    logits: Tensor,      # (..., V)
-    ids: Iterable[int],  # what must come next, in this order; nothing is forced where it is empty
-) -> Tensor:             # (..., V)
-    "Cut all but the first of `ids`, even where that one was cut before."
+def force(logits: Tensor, ids: Iterable[int]) -> Tensor:  # (..., V) to (..., V)
+    "Of `ids`, which must come next in this order, keep the first alone, even where it was cut before; nothing is forced where there are none."
     ids = _token_ids("forced_ids", ids, logits.shape[-1])
     return torch.full_like(logits, -math.inf).index_fill(-1, torch.tensor(ids[:1], device=logits.device), 0.0) if ids else logits
 
@@ -128,23 +113,15 @@ def _counts(logits: Tensor, previous: Iterable) -> Tensor:
     return torch.stack(counts).view(logits.shape).to(logits)
 
 # %% ../nbs/09_sampling.ipynb #ad878b0d
-def apply_repetition_penalty(
-    logits: Tensor,      # (V,) or (B, V) from the model
-    previous: Iterable,  # the ids so far; for (B, V) a list of them a row
-    penalty: float,      # above 1 against repetition; 1 is off
-) -> Tensor:
-    "Divide the logits of tokens that were there (Keskar et al. 2019, eq. 1); negative ones are multiplied, as is usual since."
+def apply_repetition_penalty(logits: Tensor, previous: Iterable, penalty: float) -> Tensor:  # (V,) and ids, or (B, V) and ids for each row
+    "Divide the logits of the tokens in `previous` by `penalty`, 1 is off (Keskar et al. 2019, eq. 1); negative ones are multiplied, as is usual since."
     _require("repetition_penalty", penalty, lambda p: 0 < p < math.inf, "a finite number above 0")
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(_counts(logits, previous) > 0, lower, logits)
 
 
-def apply_frequency_penalty(
-    logits: Tensor,      # (V,) or (B, V)
-    previous: Iterable,  # the ids so far; for (B, V) a list of them a row
-    penalty: float,      # nats taken off for each time; 0 is off, below 0 invites repetition
-) -> Tensor:
-    "Subtract `penalty` for each time that the token stands in the text so far."
+def apply_frequency_penalty(logits: Tensor, previous: Iterable, penalty: float) -> Tensor:  # shapes as above
+    "Subtract `penalty` nats for each time that the token stands in the text so far; 0 is off, below 0 invites repetition."
     _require("frequency_penalty", penalty, lambda p: -math.inf < p < math.inf, "a finite number")
     return logits - penalty * _counts(logits, previous)
 
@@ -168,9 +145,10 @@ def sampling_logits(
     if frequency_penalty != 0: logits = apply_frequency_penalty(logits, previous, frequency_penalty)
     for rule, ids in ((ban, banned_ids), (force, forced_ids)):
         if not isinstance(ids, (tuple, list)) or ids: logits = rule(logits, ids)
-    if not logits.amax(-1).isfinite().all():
-        raise ValueError("The logits have no finite largest value: every token is cut, or the model's numbers are NaN or infinite.")
-    logits = top_k_filter(logits.float(), 1) if temperature == 0 else apply_temperature(logits, temperature)
+    if temperature > 0: logits = apply_temperature(logits, temperature)
+    else:
+        largest, id = _largest(logits.float())
+        logits = torch.full_like(logits, -math.inf, dtype=torch.float32).scatter(-1, id[..., None], largest[..., None])
     for rule, value in ((top_k_filter, top_k), (top_p_filter, top_p), (min_p_filter, min_p), (typical_filter, typical_p)):
         if value is not None: logits = rule(logits, value)
     return logits
@@ -185,25 +163,22 @@ def _uniform(shape: tuple, generator, device) -> Tensor:
 
 
 def _draw(weights: Tensor, generator=None) -> Tensor:  # (..., V) at least 0, whatever their sum, to (...)
-    line = weights.double().cumsum(-1)                       # where each token's piece of the line ends
+    line = weights.cumsum(-1, dtype=torch.float64)           # where each token's piece of the line ends
     end = line[..., -1:]
-    u = _uniform(end.shape, generator, line.device)
-    hit = torch.minimum(u * end, end.nextafter(torch.zeros_like(end)))   # rounding must not throw past the end
+    hit = _uniform(end.shape, generator, line.device) * end
     return torch.searchsorted(line, hit, right=True).squeeze(-1)
 
 # %% ../nbs/09_sampling.ipynb #fbfb33f7
 def sample_next(
     logits: Tensor,              # (V,) or (B, V)
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,  # or one a row; None: torch's global one
     **rules,                     # typical_p, repetition_penalty and the others of sampling_logits
 ) -> Tensor:                     # () or (B,) int64 ids
     "Draw one id per row from what `sampling_logits` leaves; temperature 0 takes the largest and draws nothing."
-    probs = sampling_logits(logits, temperature, top_k, top_p, min_p, **rules).softmax(-1)
-    return probs.argmax(-1) if temperature == 0 else _draw(probs, generator)
+    if temperature == 0 and top_k is top_p is min_p is None and not rules: return _largest(logits)[1]   # nothing to cut
+    logits = sampling_logits(logits, temperature, top_k, top_p, min_p, **rules)
+    return logits.argmax(-1) if temperature == 0 else _draw(logits.exp(), generator)
 
 # %% ../nbs/09_sampling.ipynb #96c25867
 def _prompt(ids: Iterable[int], vocab_size: int) -> list[int]:
@@ -216,58 +191,66 @@ def _prompt(ids: Iterable[int], vocab_size: int) -> list[int]:
 
 # %% ../nbs/09_sampling.ipynb #8621e180
 def _prepare(model: GPT, max_new_tokens: int, stop_ids, generator=None, n_rows: int | None = None, **rules) -> tuple[set[int], dict]:
-    "Check everything before the first token is drawn; returns the stop ids as a set and the settings of `sample_next`."
+    "Check everything before the first token is drawn; returns the stop ids as a set and those settings of `sample_next` that are on."
     V = model.config.vocab_size
     sampling_logits(torch.zeros(V), previous=[], **rules)
     _require("max_new_tokens", max_new_tokens, lambda n: isinstance(n, Integral) and n >= 0, "a whole number of at least 0")
     several = isinstance(generator, Sequence) and len(generator) == n_rows and all(isinstance(g, torch.Generator) for g in generator)
     if not (generator is None or isinstance(generator, torch.Generator) or several):
         raise ValueError(f"generator must be a torch.Generator, for example torch.Generator().manual_seed(42){f', or {n_rows} of them' if n_rows else ''}, not {generator!r}.")
-    ids = {name: _token_ids(name, rules[name], V) for name in ("banned_ids", "forced_ids") if name in rules}
-    return set(_token_ids("stop_ids", stop_ids, V)), rules | ids | {"generator": generator}
+    rules |= {name: tuple(_token_ids(name, rules[name], V)) for name in ("banned_ids", "forced_ids") if name in rules}
+    off = signature(sampling_logits).parameters
+    return set(_token_ids("stop_ids", stop_ids, V)), {name: value for name, value in rules.items() if value != off[name].default} | {"generator": generator}
 
 
 def _now(settings: dict, n: int, previous: Callable) -> dict:
     "The settings for the n-th new token: forced ids that are written drop out, and the penalties get the ids so far."
-    if settings.get("forced_ids"): settings = settings | {"forced_ids": settings["forced_ids"][n:]}
-    if settings.get("repetition_penalty", 1) == 1 and settings.get("frequency_penalty", 0) == 0: return settings
+    if "forced_ids" in settings: settings = settings | {"forced_ids": settings["forced_ids"][n:]}
+    if "repetition_penalty" not in settings and "frequency_penalty" not in settings: return settings
     return settings | {"previous": previous()}
 
 # %% ../nbs/09_sampling.ipynb #64d903a0
-class _Decoder:
-    "A model with its memory: feed new ids (B, t), get the logits (B, V) of what follows them."
-    def __init__(self, model: GPT, batch_size: int, expected: int):
-        self.model, self.window = model, model.config.max_seq_len
-        self.seen = torch.empty(batch_size, 0, dtype=torch.long, device=next(model.parameters()).device)
-        self.capacity = min(self.window, expected)
-        self.cache = model.make_cache(batch_size, self.capacity)
+def _read(model: GPT, ids: Tensor, cache: list, **counts) -> Tensor:  # (B, T) to (B, T, V)
+    "Feed new ids, without dropout and without a graph."
+    training = model.training
+    if training: model.eval()
+    try:
+        with torch.inference_mode(): return model(ids, cache=cache, **counts)
+    finally:
+        if training: model.train()
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        self.seen = torch.cat([self.seen, ids.to(self.seen.device)], dim=1)
-        if self.seen.shape[1] > self.window:                 # full: forget the older half
-            ids = self.seen = self.seen[:, -max(1, self.window // 2):]
-            self.cache = self.model.make_cache(len(ids), self.capacity)
-        training = self.model.training
-        if training: self.model.eval()                       # no dropout while it writes
-        try:
-            with torch.inference_mode():
-                return self.model(ids.to(self.seen.device), cache=self.cache)[:, -1].float()
-        finally:
-            if training: self.model.train()
 
-    def keep(self, rows: list[int]) -> None:
-        "Go on with these rows only."
-        self.seen = self.seen[rows]
-        for layer in self.cache: layer.keep(rows)
+def _slide(view: list[int], window: int) -> bool:
+    "Where a text is longer than the window, forget in place all but its last window // 2 ids; whether that was so."
+    full = len(view) > window
+    if full: del view[:-max(1, window // 2)]
+    return full
+
+# %% ../nbs/09_sampling.ipynb #de9bd34e
+class _Memory:
+    "A model with its memory of one text: feed new ids, get the logits (n, V) after each id that was read, the last one's last. It can take ids back."
+    def __init__(self, model: GPT, expected: int, spare: int = 0):
+        self.model, self.window, self.device = model, model.config.max_seq_len, next(model.parameters()).device
+        self.make = lambda: model.make_cache(1, min(self.window, expected), spare)
+        self.cache, self.view = self.make(), []              # view: the ids that it still sees
+
+    def __call__(self, ids: list[int]) -> Tensor:
+        self.view += ids
+        if _slide(self.view, self.window): ids, self.cache = self.view, self.make()
+        one = len(ids) == 1                                  # quicker to fill in than a tensor of a list
+        row = torch.full((1, 1), ids[0], device=self.device) if one else torch.tensor([ids], device=self.device)
+        return _read(self.model, row, self.cache)[0]
+
+    def forget(self, n: int) -> None:
+        "Take the last n ids back; where the cache is a ring, at most to `spare` before the furthest place that it has read."
+        del self.view[len(self.view) - n:]
+        for layer in self.cache: layer.truncate(len(self.view))
 
 # %% ../nbs/09_sampling.ipynb #d88610d1
-def next_logits(
-    model: GPT,
-    ids: Iterable[int],  # (T,) at least one id
-) -> Tensor:             # (V,) float32
+def next_logits(model: GPT, ids: Iterable[int]) -> Tensor:  # (T,), at least one id, to (V,) float32
     "What the model says may follow `ids`. Of more than max_seq_len ids it sees the last max_seq_len // 2."
     ids = _prompt(ids, model.config.vocab_size)
-    return _Decoder(model, 1, len(ids))(torch.tensor([ids]))[0]
+    return _Memory(model, len(ids))(ids)[-1].float()
 
 # %% ../nbs/09_sampling.ipynb #cf993973
 class Step(NamedTuple):
@@ -285,18 +268,14 @@ def _step(id: int, logits: Tensor, n_alternatives: int) -> Step:
 # %% ../nbs/09_sampling.ipynb #44cd4299
 def _write(model: GPT, ids: list[int], max_new_tokens: int, stops: set[int], settings: dict) -> Iterator[tuple[int, Tensor]]:
     "The loop that writes: each new id with the logits (V,) it was drawn from, until a stop id or `max_new_tokens`."
-    decoder, text, feed = _Decoder(model, 1, len(ids) + max_new_tokens), list(ids), torch.tensor([ids])   # (1, T)
+    memory, text, feed = _Memory(model, len(ids) + max_new_tokens), list(ids), ids
     for n in range(max_new_tokens):
-        logits = decoder(feed)[0]                            # (V,)
-        chosen = sample_next(logits, **_now(settings, n, lambda: text))
-        text.append(chosen.item())
-        if text[-1] in stops: return
-        yield text[-1], logits
-        feed = chosen.view(1, 1)
-
-
-def _progress(steps: Iterable, total: int, wanted: bool) -> Iterable:
-    return tqdm(steps, total=total, unit=" tokens") if wanted else steps
+        logits = memory(feed)[-1].float()                    # (V,)
+        id = sample_next(logits, **_now(settings, n, lambda: text)).item()
+        if id in stops: return
+        yield id, logits
+        feed = [id]
+        text.append(id)
 
 # %% ../nbs/09_sampling.ipynb #277de2d0
 def generate_steps(
@@ -312,7 +291,7 @@ def generate_steps(
     When more than max_seq_len ids would be in view, the model goes on with the last max_seq_len // 2 and a new cache."""
     ids, (stops, settings) = _prompt(ids, model.config.vocab_size), _prepare(model, max_new_tokens, stop_ids, **settings)
     _require("n_alternatives", n_alternatives, lambda n: isinstance(n, Integral) and n >= 0, "a whole number of at least 0")
-    written = _progress(_write(model, ids, max_new_tokens, stops, settings), max_new_tokens, progress)
+    written = tqdm(_write(model, ids, max_new_tokens, stops, settings), total=max_new_tokens, unit=" tokens", disable=not progress)
     return (_step(id, logits, n_alternatives) for id, logits in written)
 
 # %% ../nbs/09_sampling.ipynb #0642a39b
@@ -320,10 +299,7 @@ def generate(
     model: GPT,
     ids: Iterable[int],           # (T,) the prompt, at least one id
     max_new_tokens: int,          # at most this many
-    temperature: float = 1.0,     # 0 is greedy
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
     stop_ids: Iterable[int] = (), # ends the text; not yielded
     generator: torch.Generator | None = None,  # same seed, same text
     progress: bool = False,       # show a bar
@@ -332,15 +308,12 @@ def generate(
     "Write ids after `ids`; see `generate_steps` for what happens past max_seq_len. `forced_ids` are how the new ids begin."
     ids, (stops, settings) = _prompt(ids, model.config.vocab_size), _prepare(
         model, max_new_tokens, stop_ids, generator, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, **rules)
-    return (id for id, _ in _progress(_write(model, ids, max_new_tokens, stops, settings), max_new_tokens, progress))
+    return (id for id, _ in tqdm(_write(model, ids, max_new_tokens, stops, settings), total=max_new_tokens, unit=" tokens", disable=not progress))
 
 # %% ../nbs/09_sampling.ipynb #464ea13f
-def prompt_ids(
-    model: GPT,
-    tokenizer,
-    prompt: str = "",  # special tokens in it are plain text
-) -> list[int]:        # end-of-text, which also begins a document, then the prompt
-    "The ids a text begins with. ValueError where the tokenizer has more tokens than the model, or there is nothing to begin with."
+def prompt_ids(model: GPT, tokenizer, prompt: str = "") -> list[int]:
+    """The ids a text begins with: end-of-text, which also begins a document, then the prompt, in which special tokens are plain text.
+    ValueError where the tokenizer has more tokens than the model, or there is nothing to begin with."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"The tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: load the tokenizer that the model was trained with.")
     ids = [i for i in (tokenizer.eos_id, *tokenizer.encode_ordinary(prompt)) if i is not None]
@@ -353,28 +326,23 @@ def _held(text: str, strings: list[str]) -> int:
     return max(n for s in strings for n in range(min(len(s), len(text) + 1)) if text.endswith(s[:n]))
 
 
-def stop_at(
-    pieces: Iterable[str],        # a text as it comes
-    stop_strings: Iterable[str],  # end it; none: all pieces go through as they are
-) -> Iterator[str]:               # the text before the first stop string, in pieces
-    "End a text where the first stop string is complete; no part of it is shown. Of several complete there the longest counts."
+def stop_at(pieces: Iterable[str], stop_strings: Iterable[str]) -> Iterator[str]:
+    "End a text, given in pieces, where the first stop string is complete; no part of it is shown. Of several complete there the longest counts."
     strings = list(stop_strings) if isinstance(stop_strings, Iterable) and not isinstance(stop_strings, str) else [None]
     if not all(isinstance(s, str) and s for s in strings):
         raise ValueError(f"stop_strings must be several texts, none of them empty, for example ['The end'], not {stop_strings!r}.")
     return _stop_at(pieces, strings) if strings else iter(pieces)
 
+
 def _stop_at(pieces, strings):
     waiting = ""
     for piece in pieces:
-        shown = ""
-        for character in piece:
-            waiting += character
-            if complete := [s for s in strings if waiting.endswith(s)]:
-                if shown := shown + waiting.removesuffix(max(complete, key=len)): yield shown
-                return
-            free = len(waiting) - _held(waiting, strings)
-            shown, waiting = shown + waiting[:free], waiting[free:]
-        if shown: yield shown
+        waiting += piece
+        complete = [(start + len(s), -len(s)) for s in strings if (start := waiting.find(s)) >= 0]   # (its end, minus its length)
+        free = sum(min(complete)) if complete else len(waiting) - _held(waiting, strings)
+        if free: yield waiting[:free]
+        if complete: return
+        waiting = waiting[free:]
     if waiting: yield waiting
 
 # %% ../nbs/09_sampling.ipynb #d6ec5c98
@@ -394,49 +362,36 @@ def generate_text(
     return stop_at(decode_stream(tokenizer, generate(model, ids, max_new_tokens, stop_ids=stops, progress=progress, **settings)), stop_strings)
 
 # %% ../nbs/09_sampling.ipynb #7839331d
-def _read_all(model: GPT, ids: Tensor, cache: list, **counts) -> Tensor:  # (B, T) to (B, T, V) float32
-    "Feed new ids, without dropout and without a graph."
-    training = model.training
-    if training: model.eval()
-    try:
-        with torch.inference_mode(): return model(ids.to(next(model.parameters()).device), cache=cache, **counts).float()
-    finally:
-        if training: model.train()
-
-
-def _read(model: GPT, rows: list[list[int]], cache: list) -> Tensor:
-    "Feed each row its new ids, perhaps none; the logits (B, V) after the last one of each."
-    lengths = [len(row) for row in rows]
-    T, device = max(lengths), next(model.parameters()).device
-    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
-    if min(lengths) == T: return _read_all(model, ids, cache)[:, -1]
-    counts = torch.tensor(lengths, device=device)
-    return _read_all(model, ids, cache, counts=counts)[torch.arange(len(rows), device=device), counts - 1]
-
-# %% ../nbs/09_sampling.ipynb #99fdb31d
 class _Rows:
     "A model with its memory of several texts: feed every row its new ids, get the logits (B, V) of what follows, as if each were alone."
     def __init__(self, model: GPT, batch_size: int, expected: int):
-        self.model, self.window = model, model.config.max_seq_len
-        self.views = [[] for _ in range(batch_size)]         # the ids that each row still sees
-        self.capacity = min(self.window, expected)
-        self.cache = model.make_cache(batch_size, self.capacity)
+        self.model, self.window, self.device = model, model.config.max_seq_len, next(model.parameters()).device
+        self.make = lambda rows: model.make_cache(rows, min(self.window, expected))
+        self.cache, self.views = self.make(batch_size), [[] for _ in range(batch_size)]   # views: the ids that each row still sees
 
     def __call__(self, rows: list[list[int]]) -> Tensor:
-        self.views = [view + row for view, row in zip(self.views, rows)]
-        full = [i for i, view in enumerate(self.views) if len(view) > self.window]
-        if not full: return _read(self.model, rows, self.cache)
-        for i in full: self.views[i] = self.views[i][-max(1, self.window // 2):]   # forget the older half
-        again, part = [self.views[i] for i in full], self.model.make_cache(len(full), self.capacity)
-        logits = _read(self.model, again, part)
+        for view, row in zip(self.views, rows): view += row
+        full = [i for i, view in enumerate(self.views) if _slide(view, self.window)]
+        if not full: return self._last(rows, self.cache)
+        part = self.make(len(full))                          # these are read again
+        logits = self._last([self.views[i] for i in full], part)
         for layer, new in zip(self.cache, part): layer.put(full, new)
         if len(full) == len(rows): return logits
-        rest = _read(self.model, [[] if i in full else row for i, row in enumerate(rows)], self.cache)
+        rest = self._last([[] if i in full else row for i, row in enumerate(rows)], self.cache)
         return rest.index_copy(0, torch.tensor(full, device=rest.device), logits)
+
+    def _last(self, rows: list[list[int]], cache: list) -> Tensor:
+        "Feed each row its new ids, perhaps none; the logits (B, V) after the last one of each."
+        lengths = [len(row) for row in rows]
+        T = max(lengths)
+        ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=self.device)
+        if min(lengths) == T: return _read(self.model, ids, cache)[:, -1].float()
+        counts = torch.tensor(lengths, device=self.device)
+        return _read(self.model, ids, cache, counts=counts)[torch.arange(len(rows), device=self.device), counts - 1].float()
 
     def keep(self, rows: list[int]) -> None:
         "Go on with these rows only; a row that is named twice goes on as two."
-        self.views = [self.views[i] for i in rows]
+        self.views = [list(self.views[i]) for i in rows]
         for layer in self.cache: layer.keep(rows)
 
 # %% ../nbs/09_sampling.ipynb #6ecf2f88
@@ -479,191 +434,7 @@ def generate_batch(
     stops, settings = _prepare(model, max_new_tokens, stop_ids, n_rows=N * len(prompts), **settings)
     texts = [[] for _ in range(N * len(prompts))]
     if not texts: return []
-    for new, logits in _progress(_write_batch(model, prompts, max_new_tokens, stops, settings, N), max_new_tokens, progress):
+    written = _write_batch(model, prompts, max_new_tokens, stops, settings, N)
+    for new, logits in tqdm(written, total=max_new_tokens, unit=" tokens", disable=not progress):
         for i, id, row in new: texts[i].append(id if n_alternatives is None else _step(id, logits[row], n_alternatives))
     return texts
-
-# %% ../nbs/09_sampling.ipynb #9eeb3dc7
-class Beam(NamedTuple):
-    "A text that beam search found."
-    ids: list[int]    # without the stop id
-    log_prob: float   # nats, of the new ids and the stop id
-    score: float      # what it was ranked by: log_prob / length ** length_penalty, the stop id counted
-
-# %% ../nbs/09_sampling.ipynb #6121c19f
-def _extend(beams: list[Beam], logits: Tensor, n_beams: int, stops: set[int], length_penalty: float) -> tuple[list[Beam], list[Beam], list[int]]:
-    "The best continuations: those that end, those that go on, and which beam each of these continues."
-    totals = torch.tensor([[beam.log_prob] for beam in beams], dtype=torch.float64) + logits.double().log_softmax(-1).cpu()   # (n, V)
-    best = totals.flatten().topk(min(n_beams * (1 + len(stops)), totals.numel()))   # enough that n_beams of them go on
-    ended, live, parents = [], [], []
-    for rank, (log_prob, place) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
-        parent, id = divmod(place, totals.shape[1])
-        ids = beams[parent].ids
-        beam = Beam(ids if id in stops else ids + [id], log_prob, log_prob / (len(ids) + 1) ** length_penalty)
-        if log_prob == -math.inf: break
-        if id in stops and rank < n_beams: ended.append(beam)
-        if id not in stops and len(live) < n_beams: live.append(beam); parents.append(parent)
-    return ended, live, parents
-
-# %% ../nbs/09_sampling.ipynb #2ece7e23
-def beam_search(
-    model: GPT,
-    ids: Iterable[int],            # (T,) the prompt
-    max_new_tokens: int,
-    n_beams: int = 4,              # beginnings kept; 1 is greedy
-    stop_ids: Iterable[int] = (),  # ends a text
-    length_penalty: float = 1.0,   # at least 0: 0 ranks by the sum of log-probabilities, 1 by their mean
-) -> list[Beam]:                   # at most n_beams, best first
-    "Look for the texts that the model holds likeliest (Graves 2012; Sutskever et al. 2014). Stops once nothing that still goes on can be better."
-    ids, (stops, _) = _prompt(ids, model.config.vocab_size), _prepare(model, max_new_tokens, stop_ids)
-    _require("n_beams", n_beams, lambda n: isinstance(n, Integral) and n >= 1, "a whole number of at least 1")
-    _require("length_penalty", length_penalty, lambda p: 0 <= p < math.inf, "a finite number of at least 0")
-    decoder, live, done, feed = _Rows(model, 1, len(ids) + max_new_tokens), [Beam([], 0.0, 0.0)], [], [ids]
-    for _ in range(max_new_tokens):
-        ended, live, parents = _extend(live, decoder(feed), n_beams, stops, length_penalty)
-        done = sorted(done + ended, key=lambda beam: -beam.score)[:n_beams]
-        hope = max((beam.log_prob / max_new_tokens ** length_penalty for beam in live), default=-math.inf)   # log_prob only falls
-        if len(done) == n_beams and hope <= done[-1].score or not live: return done
-        decoder.keep(parents)
-        feed = [beam.ids[-1:] for beam in live]
-    return sorted(done + live, key=lambda beam: -beam.score)[:n_beams]
-
-# %% ../nbs/09_sampling.ipynb #d5cc9267
-def accept_drafts(
-    p: Tensor,          # (n + 1, V) the target's probabilities where each draft stands, and after the last
-    q: Tensor,          # (n, V) those that the drafts were drawn from
-    drafts: list[int],  # n ids
-    generator: torch.Generator | None = None,
-) -> list[int]:         # the drafts that are kept, and one id more: 1 to n + 1 ids, distributed as if drawn from p
-    "Keep a draft with probability min(1, p/q); replace the first refused one from max(0, p - q) (Leviathan et al. 2023, algorithm 1)."
-    for i, id in enumerate(drafts):
-        if _uniform((1,), generator, p.device) * q[i][id].double() < p[i][id].double(): continue
-        lacking = (p[i].double() - q[i].double()).clamp(min=0)
-        return drafts[:i] + [_draw(lacking if lacking.sum() > 0 else p[i], generator).item()]   # no sum: p and q are equal but for rounding
-    return drafts + [_draw(p[-1], generator).item()]
-
-# %% ../nbs/09_sampling.ipynb #6b44301a
-class _Undo:
-    "A model with its memory of one text that can be taken back: feed new ids, get the logits (n, V) after each of the last n."
-    def __init__(self, model: GPT, expected: int, spare: int):
-        self.window, self.view, self.n_read = model.config.max_seq_len, [], 0   # ids it still sees; how many of them are in the cache
-        self.model, self.make = model, lambda: model.make_cache(1, min(self.window, expected), spare)
-        self.cache = self.make()
-
-    def __call__(self, ids: list[int]) -> Tensor:
-        self.view = self.view + ids
-        if len(self.view) > self.window:                     # full: forget the older half
-            self.view, self.n_read, self.cache = self.view[-max(1, self.window // 2):], 0, self.make()
-        new, self.n_read = self.view[self.n_read:], len(self.view)
-        return _read_all(self.model, torch.tensor([new]), self.cache)[0]
-
-    def forget(self, n: int) -> None:
-        "Take the last n ids back."
-        self.view = self.view[:len(self.view) - n]
-        if self.n_read > len(self.view):
-            self.n_read = len(self.view)
-            for layer in self.cache: layer.truncate(self.n_read)
-
-# %% ../nbs/09_sampling.ipynb #f72b9b85
-class Round(NamedTuple):
-    "What one pass of the target gave."
-    ids: list[int]   # new ids: the drafts that were kept, and one from the target's own probabilities
-    drafted: int     # how many ids the draft had proposed
-    accepted: int    # how many of them were kept
-
-
-def _propose(memory: _Undo, feed: list[int], count: int, text: list[int], n: int, rules: dict, generator) -> tuple[list[int], list[Tensor]]:
-    "Let the small model write `count` ids ahead; the ids, and the probabilities (V,) that each was drawn from."
-    ids, probs = [], []
-    for i in range(count):
-        probs.append(sampling_logits(memory(feed)[-1], **_now(rules, n + i, lambda: text + ids)).softmax(-1))
-        ids.append(_draw(probs[-1], generator).item())
-        feed = ids[-1:]
-    return ids, probs
-
-# %% ../nbs/09_sampling.ipynb #fab41172
-def _speculate(model, draft, ids, max_new_tokens, n_draft, stops, generator, rules) -> Iterator[Round]:
-    large, small = (_Undo(m, len(ids) + max_new_tokens, n_draft) for m in (model, draft))
-    text, unread, small_unread, n = list(ids), ids, ids, 0   # n: new ids so far
-    while n < max_new_tokens:
-        room = min(n_draft, max_new_tokens - n - 1, large.window - len(large.view) - len(unread))
-        count = max(0, room) if n >= len(rules.get("forced_ids", ())) else 0
-        drafts, q = _propose(small, small_unread, count, text, n, rules, generator)
-        logits = large(unread + drafts)[-count - 1:]         # after the text, and after each draft
-        p = [sampling_logits(row, **_now(rules, n + i, lambda: text + drafts[:i])).softmax(-1) for i, row in enumerate(logits)]
-        new = accept_drafts(torch.stack(p), q, drafts, generator)
-        kept, ends = len(new) - 1, [i for i, id in enumerate(new) if id in stops]
-        yield Round(new[:ends[0]] if ends else new, count, kept)
-        if ends: return
-        large.forget(count - kept)
-        small.forget(max(0, count - 1 - kept))               # it has not read its own last draft
-        unread, small_unread = new[-1:], new[-2:] if count and kept == count else new[-1:] if count else small_unread + new
-        text, n = text + new, n + len(new)
-
-# %% ../nbs/09_sampling.ipynb #e910722a
-def speculative_rounds(
-    model: GPT,                   # the target
-    draft: GPT,                   # a smaller model with the same tokenizer
-    ids: Iterable[int],           # (T,) the prompt
-    max_new_tokens: int,
-    n_draft: int = 4,             # ids that the draft writes ahead
-    stop_ids: Iterable[int] = (),
-    generator: torch.Generator | None = None,
-    **settings,                   # temperature, top_k, …: see sampling_logits; they count for both models
-) -> Iterator[Round]:
-    "Write as `generate` does, in fewer passes of `model`: its ids have the same distribution (Leviathan et al. 2023), and with greedy are the same."
-    ids, (stops, rules) = _prompt(ids, model.config.vocab_size), _prepare(model, max_new_tokens, stop_ids, generator, **settings)
-    _require("n_draft", n_draft, lambda n: isinstance(n, Integral) and n >= 1, "a whole number of at least 1")
-    if draft.config.vocab_size != model.config.vocab_size: raise ValueError(f"The draft knows {draft.config.vocab_size} tokens and the model {model.config.vocab_size}: both must use one tokenizer.")
-    return _speculate(model, draft, ids, max_new_tokens, n_draft, stops, rules.pop("generator"), rules)
-
-
-def generate_speculative(model: GPT, draft: GPT, ids: Iterable[int], max_new_tokens: int, **settings) -> Iterator[int]:
-    "The ids of `speculative_rounds`, one by one."
-    return (id for found in speculative_rounds(model, draft, ids, max_new_tokens, **settings) for id in found.ids)
-
-# %% ../nbs/09_sampling.ipynb #2b02b586
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:  # (..., C) to (..., C) int8, and (..., 1) float32
-    "Each row as whole numbers q and one scale: scale · q is within half a scale of the row. The largest is 127 or -127."
-    scale = torch.linalg.vector_norm(x.float(), math.inf, dim=-1, keepdim=True).clamp(min=1e-30) / 127
-    return (x / scale).round().to(torch.int8), scale
-
-# %% ../nbs/09_sampling.ipynb #3a116022
-@cache
-def _int_mm_is_exact() -> bool:
-    "Whether this processor adds products of int8 numbers without overflow."
-    largest = torch.full((64, 64), 127, dtype=torch.int8)
-    return all(torch._int_mm(sign * largest, largest).eq(sign * 64 * 127 * 127).all().item() for sign in (1, -1))
-
-
-def int8_product(
-    a: Tensor,  # (R, K) int8
-    b: Tensor,  # (N, K) int8
-) -> Tensor:    # (R, N) int32
-    "a bᵀ, summed in whole numbers."
-    return torch._int_mm(a, b.T) if a.is_cpu and _int_mm_is_exact() else (a.float() @ b.float().T).int()
-
-# %% ../nbs/09_sampling.ipynb #993ced11
-class Int8Linear(nn.Module):
-    "A linear layer that keeps its weights as int8 with a scale for each output, and rounds what comes in, each row for itself. For inference."
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        weight, scale = quantize_rows(linear.weight.detach())
-        self.register_buffer("weight", weight)           # (out, in) int8
-        self.register_buffer("scale", scale[:, 0])       # (out,) float32
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:              # (..., in) to (..., out)
-        rows, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-        y = int8_product(rows, self.weight) * (scale * self.scale)
-        if self.bias is not None: y = y + self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def quantize_int8(model: nn.Module) -> nn.Module:
-    "Replace every linear layer of `model`, in place, by its int8 form, and return it. Nothing can be trained or exported afterwards."
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear): setattr(parent, name, Int8Linear(child))
-    return model

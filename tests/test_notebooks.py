@@ -96,7 +96,7 @@ def test_committed_outputs(path):
     text = path.read_text(encoding="utf-8")
     notebook = json.loads(text)
     assert "widgets" not in notebook["metadata"], "widget state in the metadata"
-    assert len(text) < 450_000
+    assert len(text) < 400_000
     figures = 0
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
