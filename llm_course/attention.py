@@ -261,12 +261,13 @@ class RingCache(_Store):
 
     def __init__(self, batch_size: int, n_kv_heads: int, window: int, d_head: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, spare: int = 0):
         super().__init__(batch_size, n_kv_heads, window + spare, d_head, dtype, device)
-        self.room, self.window, self.spare = window + spare, window, spare
+        self.room, self.window, self.spare, self.furthest = window + spare, window, spare, 0
 
     def truncate(self, length: int) -> None:
         "ValueError where more is to be forgotten than `spare`, of a ring that has gone round."
-        if self.length > self.room and self.length - length > self.spare:
-            raise ValueError(f"The ring holds {self.length} tokens and has {self.spare} spare places, so it cannot go back to {length}; make it with spare={self.length - length} or more.")
+        self.furthest = max(self.furthest, self.length)   # what has been forgotten before has overwritten as much
+        if self.furthest > self.room and self.furthest - length > self.spare:
+            raise ValueError(f"The ring has held {self.furthest} tokens and has {self.spare} spare places, so it cannot go back to {length}; make it with spare={self.furthest - length} or more.")
         super().truncate(length)
 
     def check(self, T: int, counts: Tensor | None = None) -> None:

@@ -117,6 +117,14 @@ def test_a_figure_stands_above_each_widget(path):
         if shows(cell, "application/vnd.jupyter.widget-view+json"): assert any(shows(above, "image/png") for above in cells[max(0, i - 6):i])
 
 
+def test_the_readme_tells_the_length_of_the_lessons():
+    cells = [cell for path in NOTEBOOKS if re.match(r"\d\d_", path.name) for cell in nbformat.read(path, 4).cells]
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    lines = sum(bool(line.strip()) for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
+    told = re.search(r"about ([\d,]+) words.*?([\d,]+) lines of code", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    for number, found in zip(told.groups(), (words, lines)): assert abs(int(number.replace(",", "")) / found - 1) < 0.05, (number, found)
+
+
 @each_notebook
 def test_nbdev_test(path):
     command = [Path(sys.executable).parent / "nbdev_test", "--n_workers", "0", "--do_print", "--path", path]
