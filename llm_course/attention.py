@@ -170,7 +170,7 @@ def ring_positions(
     return last - (last - torch.arange(room, device=lengths.device)) % room
 
 # %% ../nbs/02_attention.ipynb #bf870a0b
-class _Rows:
+class _Room:
     "Room for keys and values, taken once, and how many tokens each row has seen. It keeps no graph for gradients."
 
     def __init__(self, batch_size: int, n_kv_heads: int, room: int, d_head: int, dtype: torch.dtype, device: torch.device | str | None):
@@ -186,7 +186,7 @@ class _Rows:
         "Go on with these rows only; a row that is named twice goes on as two."
         self._k, self._v, self.lengths = self._k[rows], self._v[rows], self.lengths[rows]
 
-    def put(self, rows: list[int], other: "_Rows") -> None:
+    def put(self, rows: list[int], other: "_Room") -> None:
         "Replace these rows by those of another cache with as much room."
         self._k[rows], self._v[rows], self.lengths[rows] = other._k, other._v, other.lengths
 
@@ -195,7 +195,7 @@ class _Rows:
         self.lengths.clamp_(max=length)
 
 # %% ../nbs/02_attention.ipynb #0ace340d
-class _Store(_Rows):
+class _Store(_Room):
     "How new tokens are written into the rows."
 
     def even_length(self) -> int | None:

@@ -286,6 +286,11 @@ def get_tokenizer(config: RunConfig):
     return tokenizer
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
+def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
+    "The documents of a split, with a bar in a terminal that counts them from the first one on."
+    yield from tqdm(corpus_documents(config, split), desc=f"{what:9}", unit=" documents", disable=None)
+
+
 @command
 def llm_tokenize(argv: list[str]) -> None:
     "Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to data/processed/NAME. Stopped and run again, it goes on."
@@ -293,10 +298,9 @@ def llm_tokenize(argv: list[str]) -> None:
     config = load_config(args.config, args.settings)
     tokenizer, folder = get_tokenizer(config), data_folder("processed", config)
     for split in ("train", "valid"):
-        documents = lambda what: tqdm(corpus_documents(config, split), desc=f"{what:9}", unit=" documents", disable=None)
-        there = (folder / "meta.json").is_file() and is_written(folder, documents(f"{split}?"), tokenizer, split)
-        meta = read_meta(folder) if there else write_tokens(folder, documents(split), tokenizer, split, config.corpus.shard_tokens)
-        counts = meta["splits"][split]
+        there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
+        if not there: write_tokens(folder, _counted(config, split, split), tokenizer, split, config.corpus.shard_tokens)
+        counts = read_meta(folder)["splits"][split]
         print(f"{split:11} {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
               f"{counts['bytes'] / counts['tokens']:.2f} bytes a token {'already in' if there else '->'} {shown(folder)}")
 

@@ -23,7 +23,7 @@ from .tokenizer import decode_stream
 # %% ../nbs/09_sampling.ipynb #f24ff979
 def _require(name: str, value: Any, ok: Callable, rule: str) -> None:
     "Refuse an impossible number by its argument's name (ValueError)."
-    if isinstance(value, bool) or not isinstance(value, (int, float, Real)) or not ok(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not ok(value):
         raise ValueError(f"{name} must be {rule}, not {value!r}.")
 
 # %% ../nbs/09_sampling.ipynb #f9afd322
@@ -237,9 +237,7 @@ class _Memory:
     def __call__(self, ids: list[int]) -> Tensor:
         self.view += ids
         if _slide(self.view, self.window): ids, self.cache = self.view, self.make()
-        one = len(ids) == 1                                  # quicker to fill in than a tensor of a list
-        row = torch.full((1, 1), ids[0], device=self.device) if one else torch.tensor([ids], device=self.device)
-        return _read(self.model, row, self.cache)[0]
+        return _read(self.model, torch.tensor([ids], device=self.device), self.cache)[0]
 
     def forget(self, n: int) -> None:
         "Take the last n ids back; where the cache is a ring, at most to `spare` before the furthest place that it has read."

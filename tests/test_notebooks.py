@@ -118,7 +118,7 @@ def test_a_figure_stands_above_each_widget(path):
 
 
 def test_the_readme_tells_the_length_of_the_lessons():
-    cells = [cell for path in NOTEBOOKS if re.match(r"\d\d_", path.name) for cell in nbformat.read(path, 4).cells]
+    cells = [cell for path in LESSONS for cell in nbformat.read(path, 4).cells]
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     lines = sum(bool(line.strip()) for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
     told = re.search(r"about ([\d,]+) words.*?([\d,]+) lines of code", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
