@@ -5,7 +5,7 @@ CONFIG ?= configs/train_small.yaml
 ARGS   ?=
 
 BIN   := .venv/bin
-SETUP := settings.ini setup.py constraints.txt
+SETUP := $(wildcard settings.ini setup.py constraints.txt)
 
 .PHONY: demo test lab docs docs-serve pretrained clean
 .DEFAULT_GOAL := help
