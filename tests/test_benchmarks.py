@@ -54,3 +54,8 @@ def test_drawing():
     said = run("generation.py", f"{SMALL_SHAPE} --new-tokens 6 --texts 2 --sample")
     assert "drawn at temperature 1" in said
     assert said.count("times transformers") == 3
+
+
+def test_imports():
+    said = run("imports.py", "--rounds 2")
+    assert "the package alone" in said and "medians of 2 starts" in said
