@@ -846,4 +846,9 @@ d = { 'settings': { 'branch': 'main',
                                     'llm_course.widgets.open_model': ('support/widgets.html#open_model', 'llm_course/widgets.py'),
                                     'llm_course.widgets.plot_next_token': ('support/widgets.html#plot_next_token', 'llm_course/widgets.py'),
                                     'llm_course.widgets.read_tokens': ('support/widgets.html#read_tokens', 'llm_course/widgets.py'),
-                                    'llm_course.widgets.replay_merges': ('support/widgets.html#replay_merges', 'llm_course/widgets.py')}}}
+                                    'llm_course.widgets.replay_merges': ('support/widgets.html#replay_merges', 'llm_course/widgets.py')},
+            'llm_course.workers': { 'llm_course.workers._in_order': ('support/workers.html#_in_order', 'llm_course/workers.py'),
+                                    'llm_course.workers.map_in_processes': ( 'support/workers.html#map_in_processes',
+                                                                             'llm_course/workers.py'),
+                                    'llm_course.workers.map_in_threads': ('support/workers.html#map_in_threads', 'llm_course/workers.py'),
+                                    'llm_course.workers.worker_init': ('support/workers.html#worker_init', 'llm_course/workers.py')}}}
