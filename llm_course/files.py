@@ -19,7 +19,7 @@ from typing import BinaryIO
 def sync_folder(
     folder: str | Path,  # it must exist
 ) -> None:
-    "fsync a folder: wait until the names in it are on the disk, so that a rename survives a power cut."
+    "fsync a folder: wait until its names are on the disk, so that a rename survives a power cut."
     if os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -52,7 +52,7 @@ def atomic_file(
 ) -> Iterator[BinaryIO]:   # open for writing
     """Atomic write of a file: it appears at `path` whole when the block ends, or not at all.
 
-    An existing file is replaced at the end. Raises OSError with one sentence where the disk is full."""
+    An existing file is replaced at the end. Raises OSError, one sentence, for a full disk."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -78,7 +78,7 @@ def _aside(path: Path) -> Path:
 
 
 def _tidy(path: Path) -> None:
-    "Clear away what a killed writer of the folder `path` left beside it, or put the old folder back."
+    "Clear away what a killed writer of `path` left beside it, or put the old folder back."
     shutil.rmtree(_temporary(path), ignore_errors=True)
     if path.exists():
         shutil.rmtree(_aside(path), ignore_errors=True)
@@ -114,7 +114,7 @@ def atomic_folder(
     """Atomic write of a folder: it appears at `path` whole when the block ends, or not at all.
 
     An existing folder is replaced; at each moment the old one (at `path`, or beside it as
-    `.old-NAME`) or the new one is there. Raises OSError with one sentence where the disk is full."""
+    `.old-NAME`) or the new one is there. Raises OSError, one sentence, for a full disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _tidy(path)
@@ -145,7 +145,7 @@ def write_sums(
     folder: str | Path,              # all its files, in folders inside it too
     leave_out: tuple[str, ...] = (), # names of files that may change later
 ) -> None:
-    "Write the SHA-256 of every file of a folder to its `SHA256SUMS`, as `sha256sum --check` reads it."
+    "Write the SHA-256 of every file of a folder to `SHA256SUMS`, as `sha256sum --check` reads it."
     folder = Path(folder)
     left_out = {*leave_out, "SHA256SUMS"}
     lines = []
