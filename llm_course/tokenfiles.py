@@ -225,6 +225,8 @@ def write_ids(
 
     Raises ValueError for what is no row of ids below `vocab_size`, OSError for a full disk."""
     meta = _new_meta(vocab_size, tokenizer)
+    if eos_id is not None:
+        _check_ids(np.array([eos_id]), vocab_size)
     if isinstance(arrays, np.ndarray):
         arrays = [arrays]
 
