@@ -33,7 +33,7 @@ from llm_course.filters import (
 )
 from .gpt import CausalLM, evaluating
 
-# %% ../nbs/08a_engine.ipynb #3b975329
+# %% ../nbs/08a_engine.ipynb #2268e889
 _NUMBERS = {
     "temperature": "a finite number of at least 0",
     "top_k": "a whole number of at least 1",
@@ -50,7 +50,6 @@ _MAY_BE_NONE = ("top_k", "top_p", "min_p", "typical_p")
 @dataclass(frozen=True)
 class SamplingParams:
     "Sampling parameters: how each next token is chosen. A wrong one raises ValueError when made."
-
     temperature: float = 1.0         # below 1 sharpens, above 1 flattens, 0 takes the likeliest
     top_k: int | None = None         # keep so many of the likeliest tokens; None: all
     top_p: float | None = None       # keep the likeliest that reach this together; None: all
@@ -62,7 +61,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # id to the nats that are added
     suppress_tokens: Sequence[int] = ()  # ids that are never drawn
     force_tokens: Sequence[int] = ()     # ids that the new text begins with, in this order
-    stop_ids: Sequence[int] = ()         # ids that end a text
+    stop_ids: Iterable[int] = ()         # ids that end a text
 
     def __post_init__(self):
         for name, rule in _NUMBERS.items():
