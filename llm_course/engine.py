@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['SamplingParams', 'sampling_logits', 'sample_next', 'slide_window', 'Decoder', 'GeneratedToken', 'stop_at']
 
-# %% ../nbs/08a_engine.ipynb #98d4a103
+# %% ../nbs/08a_engine.ipynb #bc074c97
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_course.filters import (
+    Generators,
     add_logit_bias,
     apply_frequency_penalty,
     apply_presence_penalty,
@@ -30,9 +31,9 @@ from llm_course.filters import (
     top_p_filter,
     typical_filter,
 )
-from .gpt import CausalLM, device_of, evaluating
+from .gpt import CausalLM, evaluating
 
-# %% ../nbs/08a_engine.ipynb #38fa7b7c
+# %% ../nbs/08a_engine.ipynb #2268e889
 _NUMBERS = {
     "temperature": "a finite number of at least 0",
     "top_k": "a whole number of at least 1",
@@ -49,7 +50,6 @@ _MAY_BE_NONE = ("top_k", "top_p", "min_p", "typical_p")
 @dataclass(frozen=True)
 class SamplingParams:
     "Sampling parameters: how each next token is chosen. A wrong one raises ValueError when made."
-
     temperature: float = 1.0         # below 1 sharpens, above 1 flattens, 0 takes the likeliest
     top_k: int | None = None         # keep so many of the likeliest tokens; None: all
     top_p: float | None = None       # keep the likeliest that reach this together; None: all
@@ -59,8 +59,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0   # nats off for each time that a token stands there
     presence_penalty: float = 0.0    # nats off, once, for a token that stands there
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # id to the nats that are added
-    suppress_tokens: Iterable[int] = ()  # ids that are never drawn
-    force_tokens: Iterable[int] = ()     # ids that the new text begins with, in this order
+    suppress_tokens: Sequence[int] = ()  # ids that are never drawn
+    force_tokens: Sequence[int] = ()     # ids that the new text begins with, in this order
     stop_ids: Iterable[int] = ()         # ids that end a text
 
     def __post_init__(self):
@@ -115,12 +115,12 @@ def sampling_logits(
         logits = typical_filter(logits, params.typical_p)
     return logits
 
-# %% ../nbs/08a_engine.ipynb #73baa864
+# %% ../nbs/08a_engine.ipynb #9aa07261
 def sample_next(
     logits: Tensor,                       # (V,) or (B, V) from the model
     params: SamplingParams = _DEFAULTS,
     context_ids: Sequence | None = None,  # the ids so far, for (B, V) a list a row: for penalties
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,  # or one a row; None: torch's own
+    generator: Generators = None,         # one for all rows, or one a row; None: torch's own
 ) -> Tensor:                              # () or (B,) int64 ids
     "Sampling: draw one id for each row; temperature 0 takes the largest and draws nothing."
     logits = sampling_logits(logits, params, context_ids)
@@ -139,7 +139,7 @@ def slide_window(
         del context[: -max(1, max_seq_len // 2)]
     return is_full
 
-# %% ../nbs/08a_engine.ipynb #926fe1d8
+# %% ../nbs/08a_engine.ipynb #691a3b71
 class Decoder:
     """Decoder: a model with its KV cache of B texts. Feed each row its new ids, get the logits of
     what follows, as if each row were alone. A text that outgrows max_seq_len slides on."""
@@ -152,18 +152,18 @@ class Decoder:
         slack: int = 0,   # how many ids can be taken back
     ):
         self.model = model
-        self.device = device_of(model)
         self.max_seq_len = model.config.max_seq_len
         self.cache_size = min(max_tokens, self.max_seq_len)
         self.slack = slack
         self.cache = model.make_cache(n_rows, self.cache_size, slack)
+        self.device = self.cache.lengths.device
         self.context = [[] for _ in range(n_rows)]  # the ids that each row still sees
 
     def feed(
         self,
-        rows: list[list[int]],       # B rows of new ids
-        n_logits: int | None = None, # how many of a row's last logits; None: those of what follows
-    ) -> Tensor:                     # (B, V), or (B, n_logits, V)
+        rows: list[list[int]],        # B rows of new ids
+        n_logits: int | None = None,  # so many of a row's last logits; None: those of what follows
+    ) -> Tensor:                      # (B, V), or (B, n_logits, V)
         "Decoding step: read each row's new ids."
         full = []
         for i, (context, new) in enumerate(zip(self.context, rows, strict=True)):
@@ -194,15 +194,16 @@ class Decoder:
         n_new_tokens = None
         if min(lengths) < T:
             n_new_tokens = torch.tensor(lengths)  # on the host, where the cache counts
-        mode = evaluating(self.model) if self.model.training else nullcontext()
+        mode = nullcontext()
+        if isinstance(self.model, nn.Module) and self.model.training:
+            mode = evaluating(self.model)
         with torch.inference_mode(), mode:
             ids = torch.tensor(padded, device=self.device)
             logits = self.model(ids, cache=cache, n_new_tokens=n_new_tokens)
         if n_new_tokens is None:
             return logits[:, -n:].float()
         last = n_new_tokens[:, None] + torch.arange(-n, 0)  # (B, n)
-        rows_at = torch.arange(len(rows))[:, None]
-        return logits[rows_at, last.clamp(min=0)].float()
+        return logits[torch.arange(len(rows))[:, None], last.clamp(min=0)].float()
 
     def join(
         self,
@@ -239,11 +240,11 @@ class GeneratedToken(NamedTuple):
     log_prob: float  # nats, before penalties, temperature and cuts
     top_logprobs: list[tuple[int, float]]  # the likeliest (id, log_prob), best first
 
-# %% ../nbs/08a_engine.ipynb #bdce62e2
+# %% ../nbs/08a_engine.ipynb #1c247c06
 def _first_stop(text: str, stop_strings: list[str]) -> int | None:
     "Where that stop string begins which is complete first, and of several the longest."
-    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stop_strings if stop in text]
-    return min(found)[1] if found else None
+    ends = [(text.find(s) + len(s), text.find(s)) for s in stop_strings if s in text]
+    return min(ends)[1] if ends else None
 
 
 def _n_held(text: str, stop_strings: list[str]) -> int:
@@ -268,9 +269,9 @@ def _until_stop(pieces: Iterable[str], stop_strings: list[str]) -> Iterator[str]
 
 
 def stop_at(
-    pieces: Iterable[str],  # of a text, as they are written
+    pieces: Iterable[str],              # of a text, as they are written
     stop_strings: str | Iterable[str],  # one or several, none of them empty
-) -> Iterator[str]:  # pieces of the text before the stop string
+) -> Iterator[str]:                     # pieces of the text before the stop string
     """Stop strings: end a text where the first of them is complete, and show no part of it; of
     several complete there the longest counts. ValueError where they are not texts."""
     strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)

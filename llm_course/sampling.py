@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_prompt', 'next_logits', 'generate_tokens', 'generate', 'prompt_ids', 'generate_text', 'generate_batch']
 
-# %% ../nbs/08_sampling.ipynb #6d4991a6
+# %% ../nbs/08_sampling.ipynb #5ae0173e
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -19,11 +19,11 @@ from llm_course.engine import (
     sample_next,
     stop_at,
 )
-from .filters import check_ids, check_number
+from .filters import Generators, check_ids, check_number
 from .gpt import CausalLM
 from .tokenizer import decode_stream
 
-# %% ../nbs/08_sampling.ipynb #3da9eb8f
+# %% ../nbs/08_sampling.ipynb #d7f1e337
 def check_prompt(
     model: CausalLM,     # what will read it
     ids: Iterable[int],  # (T,) one text
@@ -31,7 +31,7 @@ def check_prompt(
     "Prompt check: ValueError where it is empty, or the model does not know an id."
     found = check_ids("ids", ids, model.config.vocab_size)
     if not found:
-        raise ValueError("ids is empty: begin with at least one, for example the tokenizer's eos_id.")
+        raise ValueError("ids is empty: begin with at least one, such as the tokenizer's eos_id.")
     return found
 
 
@@ -58,14 +58,14 @@ def _named(ids: Tensor, logits: Tensor, top_logprobs: int) -> list[GeneratedToke
         for row in rows
     ]
 
-# %% ../nbs/08_sampling.ipynb #8d78e9c8
+# %% ../nbs/08_sampling.ipynb #515fedf0
 def _write(
     decoder: Decoder,
     prompts: list[list[int]],
     n_each: int,  # texts for each prompt
     max_new_tokens: int,
     params: SamplingParams,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: Generators,
     top_logprobs: int | None,
 ) -> Iterator[list[tuple[int, int | GeneratedToken]]]:
     "The loop that writes: at each step the new tokens, each with the number of its text."
@@ -97,13 +97,13 @@ def _write(
                 generator = [generator[row] for row in rows]
         feed = [texts[i][-1:] for i in in_row]
 
-# %% ../nbs/08_sampling.ipynb #60683ecf
+# %% ../nbs/08_sampling.ipynb #8a6f8fcf
 def _start(
     model: CausalLM,
     prompts: list[list[int]],
     max_new_tokens: int,
     params: SamplingParams,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: Generators,
     n_each: int = 1,
     top_logprobs: int | None = None,
     progress: bool = False,
@@ -188,7 +188,7 @@ def prompt_ids(
         raise ValueError("This tokenizer has no end-of-text token to begin with: give a prompt.")
     return ids
 
-# %% ../nbs/08_sampling.ipynb #79cae759
+# %% ../nbs/08_sampling.ipynb #71f81aee
 def generate_text(
     model: CausalLM,
     tokenizer,  # the one that the model was trained with
@@ -204,20 +204,20 @@ def generate_text(
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
     stops = {*stop_ids, tokenizer.eos_id} - {None}
     ids = prompt_ids(model, tokenizer, prompt)
-    written = generate(
-        model, ids, max_new_tokens, stop_ids=stops, generator=generator, progress=progress, **sampling
-    )
+    params = SamplingParams(stop_ids=stops, **sampling)
+    steps = _start(model, [ids], max_new_tokens, params, generator, progress=progress)
+    written = (id for step in steps for _, id in step)
     return stop_at(decode_stream(tokenizer, written), stop_strings)
 
-# %% ../nbs/08_sampling.ipynb #88e5f767
+# %% ../nbs/08_sampling.ipynb #8bf044a6
 def generate_batch(
     model: CausalLM,
     ids: Iterable,                     # (B, T), or B prompts of any lengths
     max_new_tokens: int,               # at most so many for each text
     stop_ids: Iterable[int] = (),      # end a text; not part of it
     num_return_sequences: int = 1,     # N texts for each prompt
-    top_logprobs: int | None = None,   # a number: the result holds GeneratedTokens that name so many
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,  # one, or one a text
+    top_logprobs: int | None = None,   # a number: the result holds tokens that name so many
+    generator: Generators = None,      # one for all texts, or one a text; None: torch's own
     progress: bool = False,            # show a bar
     **sampling,                        # temperature, top_k, …: see SamplingParams
 ) -> list[list]:                       # B·N texts, those of one prompt together: ids, or tokens
@@ -228,8 +228,9 @@ def generate_batch(
     texts = [[] for _ in range(num_return_sequences * len(prompts))]
     if not texts:
         return []
+    n_each = num_return_sequences
     steps = _start(
-        model, prompts, max_new_tokens, params, generator, num_return_sequences, top_logprobs, progress
+        model, prompts, max_new_tokens, params, generator, n_each, top_logprobs, progress
     )
     for step in steps:
         for i, token in step:
