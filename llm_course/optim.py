@@ -23,13 +23,11 @@ def fused_adamw(
     weight_decay: float = 0.0,                 # share of the weight taken at each step, times lr
 ) -> torch.optim.AdamW:
     "Fused AdamW: the steps that `learning.AdamW` makes, in one pass over each parameter."
-    settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    return torch.optim.AdamW(params, **settings, fused=True)
+    return torch.optim.AdamW(params, lr, betas, eps, weight_decay, fused=True)
 
 # %% ../nbs/02a_optim.ipynb #155238fb
 # (a, b, c) of a·x + b·x³ + c·x⁵. Each row brings the range of singular values closest to 1 that the
-# rows above it leave, starting from [0.001, 1], with 1 % to spare for rounding (Amsel et al. 2025).
-# The last row repeats.
+# rows above it leave, from [0.001, 1] on, with 1 % to spare (Amsel et al. 2025).
 _QUINTICS = (
     (8.4703, -25.1081, 18.6293),
     (4.1432, -3.0190, 0.5528),
@@ -170,8 +168,7 @@ def parameter_groups(
 
 # %% ../nbs/02a_optim.ipynb #2c033ae6
 class Optimizers:
-    """Several optimizers, each with its own parameters, used as one: all that a training loop and
-    a checkpoint ask of an optimizer."""
+    "Optimizers used as one: what a training loop and a checkpoint ask of an optimizer."
 
     def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):  # in the order of their steps
         self.optimizers = list(optimizers)
