@@ -38,28 +38,37 @@ _SCALING = {  # RopeScaling's name → config.json's
     "high_freq_factor": "high_freq_factor",
     "original_max_seq_len": "original_max_position_embeddings",
 }
+_ROPE_VALUES = {"rope_type": ("default", "llama3"), "partial_rotary_factor": (None, 1)}
+
+
+def _not_allowed(values: dict, allowed_values: dict[str, tuple]) -> list[str]:
+    "What says something that this course cannot compute; a key that is missing says the first."
+    return [
+        f"{key}={values[key]!r}"
+        for key, allowed in allowed_values.items()
+        if values.get(key, allowed[0]) not in allowed
+    ]
 
 
 def _read_rope(hf: dict, problems: list[str]) -> dict:
     "GPTConfig's part about RoPE; what cannot be computed is added to `problems`."
-    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if any(isinstance(value, dict) for value in rope.values()):
-        kind = "one for each kind of layer"
-    if kind not in ("default", "llama3"):
-        problems.append(f"rope_type={kind!r}")
-    share = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
-    if share not in (None, 1):
-        problems.append(f"partial_rotary_factor={share}")
+    said = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    rope = {
+        "rope_type": said.get("type", "default"),  # as older files call it
+        "rope_theta": hf.get("rope_theta", 10000.0),
+        "partial_rotary_factor": hf.get("partial_rotary_factor"),
+        "original_max_position_embeddings": hf.get("max_position_embeddings"),
+    } | said
+    if any(isinstance(value, dict) for value in said.values()):
+        rope["rope_type"] = "one for each kind of layer"
+    problems += _not_allowed(rope, _ROPE_VALUES)
     scaling = None
-    if kind == "llama3":
-        numbers = {"original_max_position_embeddings": hf.get("max_position_embeddings")} | rope
-        missing = [name for name in _SCALING.values() if name not in numbers]
-        problems += [f"rope_type='llama3' without {name}" for name in missing]
-        if not missing:
-            scaling = RopeScaling(**{ours: numbers[name] for ours, name in _SCALING.items()})
-    theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
+    if rope["rope_type"] == "llama3":
+        try:
+            scaling = RopeScaling(**{ours: rope[name] for ours, name in _SCALING.items()})
+        except KeyError as error:
+            problems.append(f"rope_type='llama3' without {error.args[0]}")
+    return {"rope_theta": float(rope["rope_theta"]), "rope_scaling": scaling}
 
 
 def _write_rope(config: GPTConfig) -> dict:
@@ -131,14 +140,11 @@ def config_from_hf(
         )
     family = FAMILIES[kind]
     hf = family.defaults | hf
-    problems: list[str] = []
     allowed_values = family.allowed_values | {
         family.activation: tuple(family.mlps),
         "quantization_config": (None,),
     }
-    for key, allowed in allowed_values.items():
-        if hf.get(key, allowed[0]) not in allowed:
-            problems.append(f"{key}={hf[key]!r}")
+    problems = _not_allowed(hf, allowed_values)
     values = family.fixed | _read_choices(hf, family, problems)
     values |= _read_window(hf, family, problems)
     if values["position_encoding"] == "rope":

@@ -112,8 +112,9 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again.") from None
+    names = file.keys()
     tensors = {}
-    for name in file.keys():  # noqa: SIM118 (the file is no dict)
+    for name in names:
         shape = tuple(file.get_slice(name).get_shape())
         tensors[name] = LazyTensor(shape, partial(file.get_tensor, name))
     return tensors
