@@ -42,7 +42,7 @@ _ROPE_VALUES = {"rope_type": ("default", "llama3"), "partial_rotary_factor": (No
 
 
 def _not_allowed(values: dict, allowed_values: dict[str, tuple]) -> list[str]:
-    "What says something that this course cannot compute; a key that is missing says the first."
+    "Values that this course cannot compute; a key that is missing has the first allowed one."
     return [
         f"{key}={values[key]!r}"
         for key, allowed in allowed_values.items()
@@ -166,6 +166,7 @@ def _canonical(config: GPTConfig) -> GPTConfig:
         d_ff=config.d_ff or default_d_ff(config.mlp, config.d_model),
         qkv_bias=config.bias if config.qkv_bias is None else config.qkv_bias,
         dropout=0.0,
+        embedding_std=None,
     )
     if not c.qk_norm:
         c.qk_norm_eps = c.norm_eps

@@ -191,18 +191,18 @@ def to_pretrained(
     Needs memory for one more copy of the weights. `AutoTokenizer` reads a BPETokenizer and an
     HFTokenizer; the other kinds are for this course alone."""
     folder = Path(folder)
-    model = unwrap(model)
-    config, weights = _one_epsilon(model)
+    inner: Any = unwrap(model)
+    config, weights = _one_epsilon(inner)
     kind = choose_family(config)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for entry in weight_map(model, kind):
+    for entry in weight_map(inner, kind):
         rows = entry.rows_of(weights[entry.ours])
         tensors[entry.theirs] = rows.clone(memory_format=torch.contiguous_format)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     eos_id = None if tokenizer is None else tokenizer.eos_id
     hf = config_to_hf(config, kind) | {
-        "torch_dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
+        "torch_dtype": str(inner.embedding.weight.dtype).removeprefix("torch."),
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         "pad_token_id": None,
