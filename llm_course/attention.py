@@ -124,22 +124,19 @@ def attend(
     dropout: float = 0.0,  # share of the weights dropped at random
 ) -> Tensor:  # (B, H, T, D)
     """Scaled dot-product attention on PyTorch's fast kernels; without a mask it is causal, or one
-    query that sees all keys. ValueError where several queries without a mask are not the keys'."""
+    query that sees all keys. ValueError where keys and values are not equally many, or several
+    queries without a mask are not the keys'."""
     T = q.shape[2]
     S = k.shape[2]
+    if v.shape[2] != S:
+        raise ValueError(f"There are {S} keys and {v.shape[2]} values; every key needs its value.")
     if mask is None and T not in (1, S):
         raise ValueError(f"{T} queries and {S} keys need a mask; make one with causal_mask.")
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        mask,
-        dropout_p=dropout,
-        is_causal=mask is None and T == S,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    causal = mask is None and T == S
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
 
 # %% ../nbs/03_attention.ipynb #8174f84e
 def head_sizes(
@@ -195,15 +192,13 @@ class MultiHeadAttention(nn.Module):
         layer: int = 0,  # its number, from 0: where it writes in the cache
     ):
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = head_sizes(
-            d_model, n_heads, n_kv_heads, d_head
-        )
+        sizes = head_sizes(d_model, n_heads, n_kv_heads, d_head)
+        self.n_heads, self.n_kv_heads, self.d_head = sizes
         self.rope_theta = rope_theta
         self.qk_norm = qk_norm
         self.qk_norm_eps = qk_norm_eps
         self.layer = layer
-        if qkv_bias is None:
-            qkv_bias = bias
+        qkv_bias = bias if qkv_bias is None else qkv_bias
         n_rows = (self.n_heads + 2 * self.n_kv_heads) * self.d_head
         self.qkv = nn.Linear(d_model, n_rows, bias=qkv_bias)
         self.out_proj = nn.Linear(n_heads * self.d_head, d_model, bias=bias)

@@ -151,7 +151,8 @@ class KVCache:
         "In a ring the first of T new tokens may still need a key in whose slot the last one goes."
         if self.window is None or longest_after <= self.size:
             return False
-        return T > self.size - self.window + 1
+        slack = self.size - self.window
+        return T > slack + 1
 
     def _places(self, positions, n_new, even_length) -> slice | Tensor:
         "Where the new tokens are written in `k` and `v`: slot s at 1 + s, what is not kept at 0."

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MLPS', 'POSITION_ENCODINGS', 'FAMILY_SHAPES', 'SIZES', 'make_norm', 'default_d_ff', 'make_mlp',
-           'published_shape', 'check_config']
+           'published_shape', 'check_config', 'check_ids']
 
 # %% ../nbs/05a_choices.ipynb #cho-imports
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .attention import head_sizes
 from .block import ACTIVATIONS, MLP, NORM_POSITIONS, LayerNorm, RMSNorm, SwiGLU, lookup
@@ -79,6 +79,15 @@ POSITION_ENCODINGS: dict[str, Callable[[int, int], nn.Module] | None] = {
 # %% ../nbs/05a_choices.ipynb #9413d7cb
 _LLAMA: dict[str, Any] = dict(position_encoding="rope", norm="rmsnorm", mlp="swiglu", qk_norm=False)
 _LLAMA_3: dict[str, Any] = dict(vocab_size=128256, max_seq_len=8192, rope_theta=500000.0)
+_WIDE: dict[str, Any] = dict(
+    vocab_size=32000,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    d_model=4096,
+    d_ff=14336,
+    tie_embeddings=False,
+)
 
 # what each family has in common, and its sizes
 FAMILY_SHAPES: dict[str, dict[str, Any]] = {
@@ -92,7 +101,7 @@ FAMILY_SHAPES: dict[str, dict[str, Any]] = {
         bias=True,
     ),
     "llama": _LLAMA,
-    "mistral": _LLAMA | dict(sliding_window=4096, tie_embeddings=False),
+    "mistral": _LLAMA | dict(sliding_window=4096),
     "qwen3": _LLAMA | dict(qk_norm=True, norm_eps=1e-6, rope_theta=1e6),
 }
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -104,48 +113,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "llama": {
         "1B": _LLAMA_3 | dict(n_layers=16, n_heads=32, n_kv_heads=8, d_model=2048, d_ff=8192),
-        "7B": dict(
-            vocab_size=32000,
-            max_seq_len=4096,
-            n_layers=32,
-            n_heads=32,
-            n_kv_heads=32,
-            d_model=4096,
-            d_ff=11008,
-            tie_embeddings=False,
-        ),
-        "8B": _LLAMA_3
-        | dict(
-            n_layers=32,
-            n_heads=32,
-            n_kv_heads=8,
-            d_model=4096,
-            d_ff=14336,
-            tie_embeddings=False,
-        ),
+        "7B": _WIDE | dict(max_seq_len=4096, n_kv_heads=32, d_ff=11008),
+        "8B": _WIDE | _LLAMA_3,
     },
-    "mistral": {
-        "7B": dict(
-            vocab_size=32000,
-            max_seq_len=32768,
-            n_layers=32,
-            n_heads=32,
-            n_kv_heads=8,
-            d_model=4096,
-            d_ff=14336,
-        ),
-    },
+    "mistral": {"7B": _WIDE | dict(max_seq_len=32768)},
     "qwen3": {
-        "0.6B": dict(
-            vocab_size=151936,
-            max_seq_len=40960,
-            n_layers=28,
-            n_heads=16,
-            n_kv_heads=8,
-            d_model=1024,
-            d_head=128,
-            d_ff=3072,
-        ),
+        "0.6B": dict(vocab_size=151936, max_seq_len=40960, n_layers=28, n_heads=16, n_kv_heads=8)
+        | dict(d_model=1024, d_head=128, d_ff=3072),
     },
 }
 
@@ -216,3 +190,38 @@ def _check_numbers(config: Any) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value} must be above 0.")
+
+# %% ../nbs/05a_choices.ipynb #14361dbd
+def check_ids(
+    config: Any,  # a GPTConfig
+    ids: Tensor,  # what must be (B, T) int
+    document_ids: Tensor | None,  # (B, T) int
+    cache: Any,  # a KVCache
+    n_new_tokens: Tensor | None,  # (B,) int
+) -> None:
+    "Check of a model's input. ValueError for what it cannot place."
+    if ids.dim() != 2 or 0 in ids.shape:
+        raise ValueError(
+            f"ids must be (B, T) with at least one token, not {tuple(ids.shape)}; "
+            "write ids[None] for a single row."
+        )
+    if document_ids is not None and document_ids.shape != ids.shape:
+        raise ValueError(
+            f"document_ids are {tuple(document_ids.shape)} but ids are {tuple(ids.shape)}; "
+            "each token needs its document."
+        )
+    if document_ids is not None and cache is not None:
+        raise ValueError(
+            "document_ids describe packed rows and cannot continue a cache; "
+            "leave one of the two out."
+        )
+    if n_new_tokens is not None and cache is None:
+        raise ValueError(
+            "n_new_tokens say how many tokens of each row go into a cache, but there is none; "
+            "make one with model.make_cache(len(ids))."
+        )
+    if cache is None and ids.shape[1] > config.max_seq_len:
+        raise ValueError(
+            f"{ids.shape[1]} tokens do not fit into max_seq_len={config.max_seq_len}; "
+            "shorten the text or make the model with a larger max_seq_len."
+        )

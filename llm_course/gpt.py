@@ -29,16 +29,12 @@ from .cache import KVCache
 from llm_course.choices import (
     POSITION_ENCODINGS,
     check_config,
+    check_ids,
     make_mlp,
     make_norm,
     published_shape,
 )
-from llm_course.positions import (
-    RopeScaling,
-    alibi_bias,
-    document_mask,
-    positions_in_documents,
-)
+from .positions import RopeScaling, alibi_bias, document_mask, positions_in_documents
 
 # %% ../nbs/05_gpt.ipynb #369ee778
 @dataclass
@@ -187,7 +183,7 @@ class GPT(nn.Module):
     ) -> Tensor:  # (B, T, V)
         """Logits. With `n_new_tokens` the rest of a row, on the right, is padding, and its logits
         mean nothing."""
-        self._check_input(ids, document_ids, cache, n_new_tokens)
+        check_ids(self.config, ids, document_ids, cache, n_new_tokens)
         positions, context = self.place(ids, document_ids, cache, n_new_tokens)
         x = self.embed(ids, positions)
         for block in self.blocks:
@@ -241,33 +237,6 @@ class GPT(nn.Module):
             mask = alibi_bias(positions, key_positions, config.n_heads, mask)
         return positions, LayerContext(rope, mask, cache, step)
 
-    def _check_input(self, ids, document_ids, cache, n_new_tokens) -> None:
-        if ids.dim() != 2 or 0 in ids.shape:
-            raise ValueError(
-                f"ids must be (B, T) with at least one token, not {tuple(ids.shape)}; "
-                "write ids[None] for a single row."
-            )
-        if document_ids is not None and document_ids.shape != ids.shape:
-            raise ValueError(
-                f"document_ids are {tuple(document_ids.shape)} but ids are {tuple(ids.shape)}; "
-                "each token needs its document."
-            )
-        if document_ids is not None and cache is not None:
-            raise ValueError(
-                "document_ids describe packed rows and cannot continue a cache; "
-                "leave one of the two out."
-            )
-        if n_new_tokens is not None and cache is None:
-            raise ValueError(
-                "n_new_tokens say how many tokens of each row go into a cache, but there is none; "
-                "make one with model.make_cache(len(ids))."
-            )
-        if cache is None and ids.shape[1] > self.config.max_seq_len:
-            raise ValueError(
-                f"{ids.shape[1]} tokens do not fit into max_seq_len={self.config.max_seq_len}; "
-                "shorten the text or make the model with a larger max_seq_len."
-            )
-
     def make_cache(
         self,
         batch_size: int = 1,  # B, rows
@@ -282,44 +251,29 @@ class GPT(nn.Module):
             window = config.sliding_window
             size = window + slack
         weight = self.embedding.weight
-        _, n_kv_heads, d_head = head_sizes(
-            config.d_model, config.n_heads, config.n_kv_heads, config.d_head
-        )
+        n_kv_heads = config.n_kv_heads or config.n_heads
         return KVCache(
-            config.n_layers,
-            batch_size,
-            n_kv_heads,
-            size,
-            d_head,
-            window=window,
-            dtype=weight.dtype,
-            device=weight.device,
+            config.n_layers, batch_size, n_kv_heads, size, config.head_size, window,
+            dtype=weight.dtype, device=weight.device,
         )
 
 # %% ../nbs/05_gpt.ipynb #gpt-causallm
 class CausalLM(Protocol):
-    "Causal language model: what a model must have so that text can be generated from it."
+    """Causal language model: what a model must have so that text can be generated from it.
 
-    config: Any  # with `vocab_size` and `max_seq_len`
+    `config` has `vocab_size` and `max_seq_len`. A call takes ids (B, T), a `cache` that
+    `make_cache` made, and `n_new_tokens` (B,), how many of each row's ids are text; it gives
+    logits (B, T, V)."""
+
+    config: Any
 
     def __call__(
-        self,
-        ids: Tensor,  # (B, T) int
-        *,
-        cache: Any = None,  # from `make_cache`
-        n_new_tokens: Tensor | None = None,  # (B,) how many of each row's ids are text
-    ) -> Tensor:  # (B, T, V)
-        "Logits."
-        ...
+        self, ids: Tensor, *, cache: Any = None, n_new_tokens: Tensor | None = None
+    ) -> Tensor: ...
 
     def make_cache(
-        self,
-        batch_size: int = 1,  # B
-        max_seq_len: int | None = None,
-        slack: int = 0,
-    ) -> KVCache:
-        "Empty KV cache."
-        ...
+        self, batch_size: int = 1, max_seq_len: int | None = None, slack: int = 0
+    ) -> KVCache: ...
 
 # %% ../nbs/05_gpt.ipynb #gpt-unwrap
 def unwrap(

@@ -113,13 +113,18 @@ def untold(path):
         if isinstance(node, ast.FunctionDef):
             for missing in missing_words(node, about, comments):
                 yield f"{node.name}: {missing}"
-        for method in filter(is_public_method, getattr(node, "body", ())):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for method in filter(is_public_method, node.body):
             words = about + " " + (ast.get_docstring(method) or "")
             for missing in missing_words(method, words, comments):
                 yield f"{node.name}.{method.name}: {missing}"
 
 
-@pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda path: path.stem)
+EXPORTED = [path for path in modules(PACKAGE) if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", EXPORTED, ids=lambda path: path.stem)
 def test_public_names_are_explained(path):
     assert list(untold(path)) == []
 
