@@ -6,97 +6,45 @@
 __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate']
 
 # %% ../nbs/90_cli.ipynb #8a959baf
-import argparse
-import os
 import random
-import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
-from pathlib import Path
-from statistics import median
-from textwrap import shorten
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, load_model, save_checkpoint
 from .config import RunConfig, load_config
 from .corpus import Tales
-from .cost import parameter_count, peak_flops
+from .cost import parameter_count
 from .dataloader import Batches
-from .evaluation import bits_per_byte, floor_gap, judge_stories, perplexity, sample_stories
+from llm_course.evaluation import (
+    bits_per_byte,
+    floor_gap,
+    judge_stories,
+    perplexity,
+    sample_stories,
+)
+from .fit import fit, print_results, start_or_resume, where_to_return
 from .gpt import GPT
 from .optim import make_optimizer
-from .run_folder import best_checkpoint, read_config, remove_checkpoint, resolve_checkpoint
 from llm_course.runs import (
     corpus_documents,
     data_folder,
     get_tokenizer,
     is_tales,
-    newest_model,
     open_data,
-    plot_run,
     shown,
     token_floor,
 )
 from .sampling import generate_text, prompt_ids
+from .shell import base_parser, command, open_model, read_prompt
 from .statistics import story_rates
 from .throughput import NonFiniteLossError, optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
-from .track import Tracker, read_metrics
-from .training import StepMetrics, TrainConfig, evaluate, train
-
-# %% ../nbs/90_cli.ipynb #1b056534
-def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    "The arguments that all commands share."
-    parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a YAML file, such as configs/train_small.yaml; default: configs/base.yaml's values",
-    )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="key=value",
-        help="change a setting, such as train.max_steps=100",
-    )
-    return parser
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    "True for Ctrl-C, and for an error that came up while Ctrl-C was ending the work."
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
-
-# %% ../nbs/90_cli.ipynb #e813cceb
-_MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError, KeyboardInterrupt)
-
-
-def _command(function: Callable) -> Callable:
-    "Make a function of `argv` a shell command: mistakes become one sentence and an exit code."
-
-    @wraps(function)
-    def run(argv: list[str] | None = None) -> int:
-        try:
-            return function(sys.argv[1:] if argv is None else argv) or 0
-        except BrokenPipeError:  # the reader of our output has gone, as in `llm_generate | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except _MISTAKES as error:
-            interrupted = _was_interrupted(error)
-            sentence = "interrupted" if interrupted else " ".join(str(error).split())
-            print(f"{function.__name__}: {sentence}", file=sys.stderr)
-            return 130 if interrupted else 2
-
-    return run
+from .training import evaluate
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
 def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
@@ -105,11 +53,11 @@ def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
     yield from tqdm(documents, desc=f"{what:9}", unit=" documents", disable=None)
 
 
-@_command
+@command
 def llm_tokenize(argv: list[str]) -> None:
     """Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to
     data/processed/NAME. Stopped and run again, it goes on."""
-    args = _parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
+    args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
     config = load_config(args.config, args.settings)
     tokenizer = get_tokenizer(config)
     folder = data_folder("processed", config)
@@ -126,132 +74,12 @@ def llm_tokenize(argv: list[str]) -> None:
             f"{density} {where}"
         )
 
-# %% ../nbs/90_cli.ipynb #5f1cc418
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    "Collect SIGINT and SIGTERM instead of being interrupted; a second one interrupts at once."
-    received = []
-
-    def note(number, frame):
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    is_ours = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_ours else ()
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-# %% ../nbs/90_cli.ipynb #62f09a14
-def _start_or_resume(run: Path, args: argparse.Namespace, model, optimizer, batches) -> int:
-    "The step to start from. A run that is there is not overwritten or continued unless asked for."
-    if args.resume:
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        step = load_checkpoint(run, model, optimizer, batches)
-        for group, peak in zip(optimizer.param_groups, peaks):
-            group["initial_lr"] = peak  # the config's, so that a run can go on more slowly
-        return step
-    checkpoints = list(run.glob("step-*"))
-    if checkpoints and not args.fresh:
-        what = f"{shown(run)} already holds a run, at {resolve_checkpoint(run).name}"
-        raise ValueError(f"{what}: add --resume to go on, or --fresh to replace it.")
-    (run / "latest").unlink(missing_ok=True)
-    for path in checkpoints:
-        remove_checkpoint(path)
-    return 0
-
-
-def _is_best(run: Path, valid_loss: float | None) -> bool:
-    "Whether a validation loss is below that of each checkpoint of the run."
-    if valid_loss is None:
-        return False
-    best = best_checkpoint(run)
-    return best is None or valid_loss < read_config(best)["valid_loss"]
-
-# %% ../nbs/90_cli.ipynb #dc903cd9
-def _sample(config: RunConfig, model: GPT, tokenizer, step: int) -> str | None:
-    "What the model writes after this step, where a text is due, with a generator of its own."
-    every = config.track.sample_every
-    if every == 0 or step % every:
-        return None
-    generator = torch.Generator().manual_seed(config.train.seed + step)
-    settings = config.sample.settings()
-    length = config.sample.max_new_tokens
-    return "".join(generate_text(model, tokenizer, "", length, generator=generator, **settings))
-
-
-def _show(bar: tqdm, metrics: StepMetrics, text: str | None) -> None:
-    "The progress bar's line, and lines above it for what is measured now and then."
-    used = "" if metrics.mfu is None else f", {metrics.mfu:.0%} of peak"
-    speed = f"{metrics.tokens_per_second:,.0f} tokens/s{used}"
-    bar.update()
-    bar.set_postfix_str(f"loss {metrics.loss:.3f}, {speed}", refresh=False)
-    step = f"step {metrics.step:,}"
-    if metrics.valid_loss is not None:
-        tqdm.write(f"{step}: validation loss {metrics.valid_loss:.4f}", file=sys.stdout)
-    if text is not None:
-        tqdm.write(f"{step} writes: {shorten(text, 120, placeholder=' …')}", file=sys.stdout)
-
-# %% ../nbs/90_cli.ipynb #c60f2c41
-def _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start) -> bool:
-    "Train with a progress bar, log, save; True when a signal stopped it before its last step."
-    last = config.train.max_steps
-    track = config.track
-    bar = tqdm(total=last, initial=start, unit=" steps", disable=None)
-    tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
-    with tracker, _stop_signals() as stopped, bar:
-        for metrics in train(model, batches, config.train, optimizer, valid, start):
-            step = metrics.step
-            text = _sample(config, model, tokenizer, step)
-            tracker.log(metrics, sample=text)
-            _show(bar, metrics, text)
-            is_due = step == last or step % config.save_every == 0
-            if stopped or is_due or _is_best(run, metrics.valid_loss):
-                save_checkpoint(
-                    run, step, model, tokenizer, optimizer, batches, config, metrics.valid_loss, config.keep
-                )
-            if stopped:
-                return step < last
-    return False
-
-
-def _return_to(run: Path, error: NonFiniteLossError) -> FloatingPointError:
-    "The error with the checkpoint to return to."
-    rates = "a lower train.lr and train.muon_lr"
-    try:
-        checkpoint = shown(resolve_checkpoint(run))
-        where = f"The last checkpoint is {checkpoint}: go on from it with --resume and {rates}."
-    except (FileNotFoundError, ValueError):
-        where = f"There is no checkpoint yet: begin again with --fresh and {rates}."
-    return FloatingPointError(f"{error} {where}")
-
-# %% ../nbs/90_cli.ipynb #35196cc5
-def _print_results(run: Path, start: int, config: RunConfig, floor: float | None) -> None:
-    "Where the loss curve is, the median speed of the steps since `start`, the checkpoints."
-    for path in plot_run(run, floor, config.plot):
-        print(f"loss curve  {shown(path)}")
-    records = [record for record in read_metrics(run) if record["step"] > start]
-    if records:
-        speed = median(record["tokens_per_second"] for record in records)
-        share = median(record.get("mfu") or 0 for record in records)
-        peak = peak_flops(config.train.device, config.train.dtype) / 1e9
-        used = f"{share:.0%} of {peak:,.0f} GFLOP/s"
-        print(f"speed       {speed:,.0f} tokens/s in the median step, {used}")
-    print(f"checkpoint  {shown(resolve_checkpoint(run))}")
-    best = best_checkpoint(run)
-    if best is not None:
-        print(f"best        {shown(best)}, validation loss {read_config(best)['valid_loss']:.4f}")
-
 # %% ../nbs/90_cli.ipynb #5d0e5a75
-@_command
+@command
 def llm_train(argv: list[str]) -> int:
     """Train on what llm_tokenize wrote; checkpoints, metrics.jsonl and loss.png go to
     data/runs/NAME."""
-    parser = _parser("llm_train", llm_train.__doc__)
+    parser = base_parser("llm_train", llm_train.__doc__)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
@@ -275,44 +103,22 @@ def llm_train(argv: list[str]) -> int:
     )
     batches = pack(data, seed=settings.seed)
     valid = pack(held_out, epochs=1)
-    start = _start_or_resume(run, args, model, optimizer, batches)
+    start = start_or_resume(run, model, optimizer, batches, args.resume, args.fresh)
     epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
     print(
         f"model       {parameter_count(model):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
     )
     try:
-        stopped = _train_loop(config, run, model, tokenizer, optimizer, batches, valid, start)
+        stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
     except NonFiniteLossError as error:
-        raise _return_to(run, error) from error
-    _print_results(run, start, config, token_floor(config, data))
+        raise FloatingPointError(f"{error} {where_to_return(run)}") from error
+    print_results(run, config, start, token_floor(config, data))
     if not stopped:
         return 0
     again = [word for word in argv if word not in ("--fresh", "--resume")]
     print(f"stopped; to go on: {' '.join(['llm_train', *again, '--resume'])}")
     return 130
-
-# %% ../nbs/90_cli.ipynb #ddd61adb
-_SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=.*", re.S)
-
-
-def _open_model(
-    parser: argparse.ArgumentParser, argv: list[str], takes_prompt: bool = False
-) -> tuple[GPT, Any, RunConfig, Path, list[str]]:
-    """What a command with a model needs: the model, its tokenizer, the config (the model's own
-    under the file and the settings that were given), the folder, and words that are no setting."""
-    help = "a run or a checkpoint; default: the newest in data/runs, else the bundled model"
-    parser.add_argument("--model", metavar="FOLDER", help=help)
-    args = parser.parse_intermixed_args(argv)
-    words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
-    settings = [word for word in args.settings if word not in words]
-    folder = resolve_checkpoint(args.model or newest_model())
-    read_config(folder)  # refused where it is damaged
-    config = load_config(args.config or folder / "config.yaml", settings)
-    model, tokenizer = load_model(folder, config.train.device)
-    if tokenizer is None:
-        raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
-    return model, tokenizer, config, folder, words
 
 # %% ../nbs/90_cli.ipynb #ce55dde2
 def _print_loss(loss: float, total_nats: float, n_bytes: int) -> None:
@@ -379,12 +185,12 @@ def _eval_text(model: GPT, tokenizer, config: RunConfig) -> None:
         print(f"\n[temperature {temperature}, {verdict}]\n{text}")
 
 # %% ../nbs/90_cli.ipynb #b227ed09
-@_command
+@command
 def llm_eval(argv: list[str]) -> None:
     """Measure a model: loss, perplexity, bits per byte; for Tales the distance to the floor and the
     share of valid stories."""
-    parser = _parser("llm_eval", llm_eval.__doc__)
-    model, tokenizer, config, folder, _ = _open_model(parser, argv)
+    parser = base_parser("llm_eval", llm_eval.__doc__)
+    model, tokenizer, config, folder, _ = open_model(parser, argv)
     size = f"{parameter_count(model):,} parameters"
     print(f"model       {shown(folder)}, {size}, corpus {config.corpus.source}")
     if is_tales(config):
@@ -392,32 +198,15 @@ def llm_eval(argv: list[str]) -> None:
     else:
         _eval_text(model, tokenizer, config)
 
-# %% ../nbs/90_cli.ipynb #7fe80c19
-def _prompt(words: list[str]) -> str:
-    "The prompt: an argument, else what is piped in (without its last line end), else nothing."
-    if len(words) > 1:
-        which = f"{words[0]!r} and others"
-        raise ValueError(f"there are {len(words)} prompts, {which}: put one of several words in quotes.")
-    if words:
-        return words[0]
-    if sys.stdin is None or sys.stdin.isatty():
-        return ""
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        bad = f"byte {error.start} is 0x{data[error.start]:02x}"
-        raise ValueError(f"standard input is not UTF-8 text: {bad}.") from None
-
 # %% ../nbs/90_cli.ipynb #0a4b73ac
-@_command
+@command
 def llm_generate(argv: list[str]) -> None:
     """Continue a prompt, on standard output, as it is written. The prompt is an argument, or
     standard input."""
-    parser = _parser("llm_generate", llm_generate.__doc__)
-    model, tokenizer, config, _, words = _open_model(parser, argv, takes_prompt=True)
+    parser = base_parser("llm_generate", llm_generate.__doc__)
+    model, tokenizer, config, _, words = open_model(parser, argv, takes_prompt=True)
     settings = config.sample
-    prompt = _prompt(words)
+    prompt = read_prompt(words)
     length = len(prompt_ids(model, tokenizer, prompt))
     limit = model.config.max_seq_len
     if length > limit:
@@ -427,7 +216,12 @@ def llm_generate(argv: list[str]) -> None:
     if settings.seed is not None:
         generator = torch.Generator().manual_seed(settings.seed)
     pieces = generate_text(
-        model, tokenizer, prompt, settings.max_new_tokens, generator=generator, **settings.settings()
+        model,
+        tokenizer,
+        prompt,
+        settings.max_new_tokens,
+        generator=generator,
+        **settings.arguments(),
     )
     for piece in chain([prompt], pieces):
         print(piece, end="", flush=True)

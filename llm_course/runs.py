@@ -45,7 +45,8 @@ def run_name(
     Raises ValueError for a name that is no name of a folder."""
     name = config.name
     if not name:
-        last = "tales" if is_tales(config) else re.split(r"[/\\:]", config.corpus.source.rstrip("/"))[-1]
+        parts = re.split(r"[/\\:]", config.corpus.source.rstrip("/"))
+        last = "tales" if is_tales(config) else parts[-1]
         stem = last.rsplit(".", 1)[0] or last
         name = re.sub(r"[^\w.-]+", "-", stem).strip("-")
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -103,7 +104,7 @@ def _train_tokenizer(config: RunConfig) -> BPETokenizer | CharTokenizer | Senten
 
 
 def _is_as_wanted(tokenizer, wanted: TokenizerConfig) -> bool:
-    "Whether a tokenizer is what the config asks for; one that is not ours was put there on purpose."
+    "Whether a tokenizer is what the config asks for; another's was put there on purpose."
     if isinstance(tokenizer, BPETokenizer):
         return wanted.kind == "bpe" and tokenizer.vocab_size == wanted.vocab_size
     if isinstance(tokenizer, CharTokenizer):
@@ -201,14 +202,15 @@ def bundle(
     """Bundle a run: its model in bfloat16, half the size, without the training state; its loss
     curve; each tenth record."""
     checkpoint = resolve_checkpoint(run)
-    config = read_config(checkpoint)
     model, tokenizer = load_model(checkpoint)
+    config = read_config(checkpoint)
+    step = config["step"]
     records = []
     for record in read_metrics(run):
         if record["step"] % 10 == 0 or "valid_loss" in record:
             records.append(json.dumps(record) + "\n")
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(folder) as new:
-        saved = save_checkpoint(temporary, config["step"], model.bfloat16(), tokenizer, config=config)
+        saved = save_checkpoint(temporary, step, model.bfloat16(), tokenizer, config=config)
         shutil.copytree(saved, new, dirs_exist_ok=True)
         shutil.copy(Path(run) / "loss.png", new)
         (new / "metrics.jsonl").write_text("".join(records), encoding="utf-8")
