@@ -9,6 +9,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 
 import math
 import warnings
 from dataclasses import asdict, fields, is_dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def load_checkpoint(
 # %% ../nbs/07b_checkpoint.ipynb #0f249025
 def bundled_model() -> Path:  # a checkpoint
     "The model that comes with the package, trained on Tales."
-    return Path(__file__).parent / "bundled"
+    return Path(str(files("llm_course"))) / "bundled"
 
 
 def _is_of(run: Path, corpus: str) -> bool:

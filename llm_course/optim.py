@@ -22,16 +22,12 @@ def fused_adamw(
     eps: float = 1e-8,                         # keeps the division finite where gradients are 0
     weight_decay: float = 0.0,                 # share of the weight taken at each step, times lr
 ) -> torch.optim.AdamW:
-    """AdamW in PyTorch's fastest form: the steps that `learning.AdamW` makes, in one pass over
-    each parameter."""
-    return torch.optim.AdamW(
-        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-    )
+    "Fused AdamW: the steps that `learning.AdamW` makes, in one pass over each parameter."
+    return torch.optim.AdamW(params, lr, betas, eps, weight_decay, fused=True)
 
 # %% ../nbs/02a_optim.ipynb #155238fb
 # (a, b, c) of a·x + b·x³ + c·x⁵. Each row brings the range of singular values closest to 1 that the
-# rows above it leave, starting from [0.001, 1], with 1 % to spare for rounding (Amsel et al. 2025).
-# The last row repeats.
+# rows above it leave, from [0.001, 1] on, with 1 % to spare (Amsel et al. 2025).
 _QUINTICS = (
     (8.4703, -25.1081, 18.6293),
     (4.1432, -3.0190, 0.5528),
@@ -50,7 +46,7 @@ def _shrink(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / square.sqrt(), gram / square
 
 # %% ../nbs/02a_optim.ipynb #e4ef0b92
-def _factor(gram: Tensor, quintic: tuple[float, float, float]) -> Tensor:
+def _factor(gram: Tensor, quintic: tuple) -> Tensor:
     "a + b·gram + c·gram²: what one step multiplies x by, from the left."
     a, b, c = quintic
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -58,7 +54,7 @@ def _factor(gram: Tensor, quintic: tuple[float, float, float]) -> Tensor:
     return factor
 
 
-def _apply_quintics(x: Tensor, gram: Tensor, quintics: list[tuple[float, float, float]]) -> Tensor:
+def _apply_quintics(x: Tensor, gram: Tensor, quintics: tuple) -> Tensor:
     "Several steps, with gram = x xᵀ; x itself is multiplied once, at the end."
     factor = _factor(gram, quintics[0])
     product = factor
@@ -82,8 +78,7 @@ def newton_schulz(
     wide = matrix.mT if tall else matrix
     x = wide.reshape(-1, *wide.shape[-2:])  # (n, N, M), N at most M
     x, gram = _shrink(x.bfloat16() if x.is_cuda else x.float())
-    last = len(_QUINTICS) - 1
-    quintics = [_QUINTICS[min(i, last)] for i in range(steps)]
+    quintics = (_QUINTICS + steps * _QUINTICS[-1:])[:steps]  # the last row repeats
     together = x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]
     at_once = 5 if together else 1
     for i in range(0, steps, at_once):
@@ -94,24 +89,18 @@ def newton_schulz(
     return x.mT if tall else x
 
 # %% ../nbs/02a_optim.ipynb #9f0dc53b
-def _muon_update(
-    params: list[Tensor],  # matrices of one shape, with gradients
-    means: list[Tensor],   # their gradients' running means
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    steps: int,
-) -> None:
-    "One Muon step, in place; the matrices go through the products together."
+def _muon_update(params: list[Tensor], means: list[Tensor], group: dict) -> None:
+    "One Muon step, in place, for matrices of one shape, which share the products."
     ahead = []
     for p, mean in zip(params, means):
-        mean.lerp_(p.grad, 1 - momentum)
-        ahead.append(p.grad.lerp(mean, momentum))  # Nesterov: one step further
-    directions = newton_schulz(torch.stack(ahead), steps)  # (n, N, M)
+        mean.lerp_(p.grad, 1 - group["momentum"])
+        ahead.append(p.grad.lerp(mean, group["momentum"]))  # Nesterov: one step further
+    directions = newton_schulz(torch.stack(ahead), group["steps"])  # (n, N, M)
     rows, columns = params[0].shape
+    lr = group["lr"]
     scale = max(1, rows / columns) ** 0.5
     for p, direction in zip(params, directions):
-        p.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * scale)
+        p.mul_(1 - lr * group["weight_decay"]).add_(direction, alpha=-lr * scale)
 
 # %% ../nbs/02a_optim.ipynb #bb0a9186
 MUON_LR = 0.02  # Muon's learning rate where none is given
@@ -119,8 +108,7 @@ MUON_LR = 0.02  # Muon's learning rate where none is given
 
 class Muon(torch.optim.Optimizer):
     """Muon, for weight matrices: momentum, then an update whose singular values are all near 1
-    (Jordan 2024). ValueError for a setting that cannot work, and for a parameter that is no
-    matrix."""
+    (Jordan 2024). ValueError for an impossible setting, and for a parameter that is no matrix."""
 
     def __init__(
         self,
@@ -130,31 +118,28 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,  # share of the weight taken at each step, times lr
         steps: int = 5,             # of Newton-Schulz
     ):
-        for name, value in dict(lr=lr, weight_decay=weight_decay).items():
-            if not value >= 0:
-                raise ValueError(f"{name}={value} must not be negative.")
+        if not (lr >= 0 and weight_decay >= 0):
+            raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative.")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps)
         super().__init__(params, settings)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.dim() != 2:
-                    shape = tuple(p.shape)
-                    raise ValueError(f"Muon moves matrices, not shape {shape}; give it to AdamW.")
+        for p in [p for group in self.param_groups for p in group["params"]]:
+            if p.dim() != 2:
+                shape = tuple(p.shape)
+                raise ValueError(f"Muon moves matrices, not shape {shape}; give it to AdamW.")
 
     @torch.no_grad()
     def step(self) -> None:
         "Move every matrix that has a gradient."
         for group in self.param_groups:
-            settings = {name: group[name] for name in ("lr", "momentum", "weight_decay", "steps")}
             by_shape = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     self.state[p].setdefault("mean", torch.zeros_like(p))
                     by_shape[p.shape].append(p)
             for params in by_shape.values():
-                _muon_update(params, [self.state[p]["mean"] for p in params], **settings)
+                _muon_update(params, [self.state[p]["mean"] for p in params], group)
 
 # %% ../nbs/02a_optim.ipynb #5093a971
 def _role(name: str, p: Tensor, embeddings: set[Tensor]) -> str:
@@ -163,8 +148,7 @@ def _role(name: str, p: Tensor, embeddings: set[Tensor]) -> str:
         return "embedding"
     if p.dim() < 2:
         return "vector"
-    owner = name.split(".")[-2:-1]
-    return "head" if owner == ["lm_head"] else "matrix"
+    return "head" if f".{name}".endswith(".lm_head.weight") else "matrix"
 
 
 def parameter_groups(
@@ -179,21 +163,14 @@ def parameter_groups(
         if p.requires_grad:
             roles[_role(name, p, embeddings)].append(p)
     decays = {"matrix": weight_decay, "head": weight_decay, "embedding": 0.0, "vector": 0.0}
-    groups = []
-    for role, decay in decays.items():
-        if role in roles:
-            groups.append(dict(params=roles[role], role=role, weight_decay=decay))
-    return groups
+    groups = [dict(params=roles[r], role=r, weight_decay=decay) for r, decay in decays.items()]
+    return [group for group in groups if group["params"]]
 
 # %% ../nbs/02a_optim.ipynb #2c033ae6
 class Optimizers:
-    """Several optimizers, each with its own parameters, used as one: all that a training loop and
-    a checkpoint ask of an optimizer."""
+    "Optimizers used as one: what a training loop and a checkpoint ask of an optimizer."
 
-    def __init__(
-        self,
-        optimizers: Iterable[torch.optim.Optimizer],  # they make their steps in this order
-    ):
+    def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):  # in the order of their steps
         self.optimizers = list(optimizers)
 
     @property
@@ -206,11 +183,8 @@ class Optimizers:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def zero_grad(
-        self,
-        set_to_none: bool = True,  # False: fill with zeros instead
-    ) -> None:
-        "Forget the gradients of all."
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        "Forget the gradients of all; without `set_to_none` they become zeros."
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
@@ -218,34 +192,34 @@ class Optimizers:
         "Their states, in order, under the key `optimizers`."
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
-    def load_state_dict(
-        self,
-        state: dict,  # as `state_dict` gave it
-    ) -> None:
-        "Take up saved states again. ValueError for a state that other optimizers saved."
+    def load_state_dict(self, state: dict) -> None:
+        "Take up a saved `state` again. ValueError for one that other optimizers saved."
         states = state.get("optimizers", [])
         if len(states) != len(self.optimizers):
             counts = f"{len(states)} optimizers, but there are {len(self.optimizers)}"
-            remedy = "make the optimizer with the config it was saved with"
-            raise ValueError(f"This state is of {counts}; {remedy}.")
+            raise ValueError(f"This state is of {counts}; make them with the config of the state.")
         for optimizer, one in zip(self.optimizers, states):
             optimizer.load_state_dict(one)
 
 # %% ../nbs/02a_optim.ipynb #90f987b7
-def _progress(
-    step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int
-) -> tuple[float, float]:
-    "Shares of the warm-up and of the rest that are done, each 0 to 1; ValueError if impossible."
+def _done(step: int, warmup_steps: int, total_steps: int) -> float:
+    "The share of the steps after the warm-up that are done, 0 to 1."
+    return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+
+
+def _rate(
+    share: float, step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int
+) -> float:
+    "The warm-up's rate, then `share` of the way from `min_lr` to `max_lr`; ValueError if impossible."
     if not 0 <= warmup_steps <= total_steps:
-        limits = f"between 0 and total_steps={total_steps}"
-        raise ValueError(f"warmup_steps={warmup_steps} must be {limits}.")
+        raise ValueError(f"warmup_steps={warmup_steps} must be 0 to total_steps={total_steps}.")
     if not 0 <= min_lr <= max_lr:
         raise ValueError(f"min_lr={min_lr} must be between 0 and max_lr={max_lr}.")
     if step < 0:
         raise ValueError(f"step={step} must not be negative; the first step is 0.")
-    warm = (step + 1) / (warmup_steps + 1)  # never 0: the first step counts too
-    done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return min(1.0, warm), min(1.0, done)
+    if step < warmup_steps:
+        return max_lr * ((step + 1) / (warmup_steps + 1))  # never 0: the first step counts too
+    return min_lr + (max_lr - min_lr) * share
 
 
 def cosine_schedule(
@@ -255,45 +229,32 @@ def cosine_schedule(
     warmup_steps: int,  # how long the way up is
     total_steps: int,   # of the whole run
 ) -> float:             # the learning rate of this step
-    """Cosine schedule: a straight line up, then half a cosine down (Loshchilov and Hutter 2017)."""
-    warm, done = _progress(step, max_lr, min_lr, warmup_steps, total_steps)
-    if warm < 1:
-        return max_lr * warm
-    return min_lr + (max_lr - min_lr) * (1 + math.cos(math.pi * done)) / 2
+    "Cosine schedule: a straight line up, then half a cosine down (Loshchilov and Hutter 2017)."
+    share = (1 + math.cos(math.pi * _done(step, warmup_steps, total_steps))) / 2
+    return _rate(share, step, max_lr, min_lr, warmup_steps, total_steps)
 
 
 def linear_schedule(
-    step: int,          # 0 for the first
-    max_lr: float,      # reached at step `warmup_steps`
-    min_lr: float,      # reached at step `total_steps`, and kept
-    warmup_steps: int,  # how long the way up is
-    total_steps: int,   # of the whole run
-) -> float:             # the learning rate of this step
-    "Linear schedule: a straight line up, then a straight line down."
-    warm, done = _progress(step, max_lr, min_lr, warmup_steps, total_steps)
-    if warm < 1:
-        return max_lr * warm
-    return max_lr - (max_lr - min_lr) * done
+    step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int
+) -> float:
+    """Linear schedule: a straight line up, then a straight line down. `step`, `max_lr`, `min_lr`,
+    `warmup_steps` and `total_steps` are `cosine_schedule`'s."""
+    share = 1 - _done(step, warmup_steps, total_steps)
+    return _rate(share, step, max_lr, min_lr, warmup_steps, total_steps)
 
-# %% ../nbs/02a_optim.ipynb #c3e5c27f
+
 def wsd_schedule(
-    step: int,                 # 0 for the first
-    max_lr: float,             # reached at step `warmup_steps`, and kept
-    min_lr: float,             # reached at step `total_steps`, and kept
-    warmup_steps: int,         # how long the way up is
-    total_steps: int,          # of the whole run
+    step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int,
     decay_share: float = 0.2,  # of `total_steps`: how long the way down is, at most all the rest
-) -> float:                    # the learning rate of this step
+) -> float:
     """Warm-up, stable, decay: a straight line up, level, then a straight line down (Hu et al.
-    2024). ValueError for a `decay_share` outside (0, 1]."""
+    2024). `step`, `max_lr`, `min_lr`, `warmup_steps` and `total_steps` are `cosine_schedule`'s.
+    ValueError for a `decay_share` outside (0, 1]."""
     if not 0 < decay_share <= 1:
         raise ValueError(f"decay_share={decay_share} must be above 0 and at most 1.")
-    warm, _ = _progress(step, max_lr, min_lr, warmup_steps, total_steps)
-    if warm < 1:
-        return max_lr * warm
     down = max(1, min(decay_share * total_steps, total_steps - warmup_steps))
-    left = max(0, total_steps - step)
-    return min_lr + (max_lr - min_lr) * min(1, left / down)
+    share = min(1, max(0, total_steps - step) / down)
+    return _rate(share, step, max_lr, min_lr, warmup_steps, total_steps)
 
 
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule, "wsd": wsd_schedule}

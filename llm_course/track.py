@@ -113,10 +113,10 @@ class Tracker:
         if wandb:
             self._others.append(_WandB(run, wandb, wandb_mode))
         kept = read_metrics(run, until=start_step)
-        with atomic_file(run / "metrics.jsonl") as file:
+        self._path = run / "metrics.jsonl"
+        with atomic_file(self._path) as file:
             for record in kept:
                 file.write(json.dumps(record).encode() + b"\n")
-        self._file = open(run / "metrics.jsonl", "a", encoding="utf-8")
 
     def log(
         self,
@@ -127,15 +127,14 @@ class Tracker:
         record = asdict(record) if is_dataclass(record) else dict(record)
         record = {name: x for name, x in (record | more).items() if x is not None}
         line = json.dumps({name: _finite(x) for name, x in record.items()})
-        self._file.write(line + "\n")
-        self._file.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
         step = record.pop("step")
         for other in self._others:
             other.log(step, record)
 
     def close(self) -> None:
-        "Close the file and the other trackers."
-        self._file.close()
+        "Let TensorBoard and Weights & Biases finish their files."
         for other in self._others:
             other.close()
 
