@@ -15,7 +15,7 @@ help:
 	@echo "make lab         open the lessons in JupyterLab"
 	@echo "make docs        build the lessons and the package's reference as a site (make docs-serve shows it)"
 	@echo "make test        run everything that proves the course"
-	@echo "make pretrained  train the bundled model of data/pretrained anew"
+	@echo "make pretrained  train the bundled model of llm_course/bundled anew"
 
 # One stamp a set of extras: what is installed already is not looked at again until the requirements change.
 .venv/.installed-%: $(SETUP)
@@ -36,7 +36,7 @@ test: .venv/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 tests $(ARGS)
 
 lab: .venv/.installed-lab
-	$(BIN)/jupyter lab nbs/00_corpus.ipynb
+	$(BIN)/jupyter lab nbs/00_start.ipynb
 
 docs: .venv/.installed-docs
 	$(BIN)/python docs/build.py
@@ -49,7 +49,7 @@ docs-serve: docs
 pretrained: .venv/.installed-core
 	$(BIN)/llm_tokenize --config configs/pretrained.yaml
 	$(BIN)/llm_train --config configs/pretrained.yaml --fresh
-	$(BIN)/python -c "from llm_course.cli import bundle; bundle('data/runs/pretrained', 'data/pretrained')"
+	$(BIN)/python -c "from llm_course.runs import bundle; bundle('data/runs/pretrained', 'llm_course/bundled')"
 
 clean:
 	rm -rf .venv _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png

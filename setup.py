@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("lessons", "lab", "hub", "track", "docs", "dev")}
+extras = ("lessons", "lab", "hub", "track", "docs", "dev")
 
 setup(
     name=settings["lib_name"],
@@ -21,9 +21,10 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["llm_course", "llm_course.*"]),
+    package_data={"llm_course": ["py.typed", "tales.json", "static/*", "bundled/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require=extras,
+    extras_require={name: settings[f"{name}_requirements"].split() for name in extras},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

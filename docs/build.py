@@ -1,9 +1,12 @@
 """Build the site: `python docs/build.py [FOLDER]`, by default into `_docs/`. Nothing is fetched.
 
-Sphinx wants its pages in one folder, so they are gathered in a temporary one that is laid out like the repository: links keep
-working as they stand. The README becomes the first page, and each module of the package gets a page made from its source.
+Sphinx wants its pages in one folder, so they are gathered in a temporary one that is laid out like
+the repository: links keep working as they stand. The README becomes the first page, and each module
+of the package gets a page made from its source.
 
-Outputs are those that were committed, but for the widgets that can work in a page: `live.py` runs the notebooks that show one."""
+Outputs are those that were committed, but for the widgets that can work in a page: `live.py` runs
+the notebooks that show one."""
+
 import ast
 import asyncio
 import json
@@ -19,147 +22,248 @@ from live import VIEW, run_all
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "llm_course"
+# Pages besides the notebooks, and what the README shows.
+FILES = ("CONTRIBUTING.md", "llm_course/bundled/loss.png", "llm_course/bundled/eval.txt")
 
 
 def escape(text: str) -> str:
     "Text in which only `code` means something to Markdown."
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if i % 2 else re.sub(r"([\\*_<>\[\]{}#|~^$@&])", r"\\\1", part) for i, part in enumerate(parts))
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"([\\*_<>\[\]{}#|~^$@&])", r"\\\1", parts[i])
+    return "".join(parts)
 
 
 def comments(source: str) -> dict[int, str]:
     "The comment on each line of a module that has one."
     tokens = tokenize.generate_tokens(StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    found = (token for token in tokens if token.type == tokenize.COMMENT)
+    return {token.start[0]: token.string.lstrip("# ") for token in found}
 
 
 def signature(function: ast.FunctionDef, drop_self: bool = False) -> str:
     "`(x: Tensor, dim: int = -1) -> Tensor`, without `self`."
     arguments = ast.unparse(function.args)
-    if drop_self: arguments = re.sub(r"^\w+(, )?(/, )?", "", arguments)
-    return f"({arguments})" + (f" -> {ast.unparse(function.returns)}" if function.returns else "")
+    if drop_self:
+        arguments = re.sub(r"^\w+(, )?(/, )?", "", arguments)
+    returned = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    return f"({arguments}){returned}"
 
 
 def fields(function: ast.FunctionDef, notes: dict[int, str]) -> list[str]:
-    "What the comment beside each parameter, and beside what is returned, says."
+    """What the comment beside each parameter, and beside what is returned, says. A comment belongs
+    to one parameter alone on its line; one behind several speaks of them all and stands in the
+    source."""
     a = function.args
-    known = [(arg.arg, arg.end_lineno) for arg in (*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg]))]
+    arguments = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+    known = [(arg.arg, arg.end_lineno) for arg in arguments if arg is not None]
     lines = [line for _, line in known]
-    # A comment belongs to one parameter alone on its line; one behind several speaks of them all and stands in the source.
-    found = [f":param {name}: {escape(notes[line])}" for name, line in known if line in notes and lines.count(line) == 1]
+    found = []
+    for name, line in known:
+        if line in notes and lines.count(line) == 1:
+            found.append(f":param {name}: {escape(notes[line])}")
     end = function.returns.end_lineno if function.returns else None
-    return found + ([f":returns: {escape(notes[end])}"] if end in notes and end not in lines else [])
+    if end in notes and end not in lines:
+        found.append(f":returns: {escape(notes[end])}")
+    return found
 
 
 def directive(kind: str, head: str, body: list[str], depth: int = 0) -> str:
     "A Sphinx directive of the Python domain around a body, to be put inside `depth` others."
     fence = "`" * (7 - depth)
-    return "\n".join([f"{fence}{{py:{kind}}} {head}", *(["", *body] if body else []), fence, ""])
+    inside = ["", *body] if body else []
+    return "\n".join([f"{fence}{{py:{kind}}} {head}", *inside, fence, ""])
 
 
-def described(node, notes: dict[int, str]) -> list[str]:
+def described(node: ast.AST, notes: dict[int, str]) -> list[str]:
     "A docstring's lines, and then the fields."
-    text = escape(ast.get_docstring(node) or "")
-    return [*text.splitlines(), ""] + (fields(node, notes) if isinstance(node, ast.FunctionDef) else [])
+    lines = [*escape(ast.get_docstring(node) or "").splitlines(), ""]
+    if isinstance(node, ast.FunctionDef):
+        lines += fields(node, notes)
+    return lines
 
 
-def member(node: ast.AST, notes: dict[int, str]) -> str | None:
-    "One method, property or field of a class, or nothing for what is private or not explained."
-    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and (ast.get_docstring(node) or fields(node, notes)):
-        marks = {ast.unparse(mark) for mark in node.decorator_list}
-        if marks & {"property", "cached_property"}:
-            kind, head = "property", node.name + (f"\n:type: {ast.unparse(node.returns)}" if node.returns else "")
-        else:
-            kind = next((name for name in ("classmethod", "staticmethod") if name in marks), "method")
-            head = node.name + signature(node, drop_self=kind != "staticmethod")
-        return directive(kind, head, described(node, notes), 1)
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
-        head = f"{node.target.id}\n:type: {ast.unparse(node.annotation)}" + (f"\n:value: {ast.unparse(node.value)}" if node.value else "")
-        return directive("attribute", head, [escape(notes.get(node.end_lineno, ""))], 1)
+def method(node: ast.FunctionDef, notes: dict[int, str]) -> str | None:
+    "A method or property of a class, or nothing for one that is private or not explained."
+    explained = ast.get_docstring(node) or fields(node, notes)
+    if node.name.startswith("_") or not explained:
+        return None
+    marks = {ast.unparse(mark) for mark in node.decorator_list}
+    if marks & {"property", "cached_property"}:
+        kind = "property"
+        head = node.name
+        if node.returns:
+            head += f"\n:type: {ast.unparse(node.returns)}"
+    else:
+        special = marks & {"classmethod", "staticmethod"}
+        kind = special.pop() if special else "method"
+        head = node.name + signature(node, drop_self=kind != "staticmethod")
+    return directive(kind, head, described(node, notes), 1)
+
+
+def attribute(node: ast.AnnAssign, notes: dict[int, str]) -> str | None:
+    "A field of a class, or nothing for a private one."
+    if not isinstance(node.target, ast.Name) or node.target.id.startswith("_"):
+        return None
+    head = f"{node.target.id}\n:type: {ast.unparse(node.annotation)}"
+    if node.value:
+        head += f"\n:value: {ast.unparse(node.value)}"
+    return directive("attribute", head, [escape(notes.get(node.end_lineno, ""))], 1)
+
+
+def members(node: ast.ClassDef, notes: dict[int, str]) -> list[str]:
+    "The methods, properties and fields of a class."
+    found = []
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef):
+            found.append(method(child, notes))
+        if isinstance(child, ast.AnnAssign):
+            found.append(attribute(child, notes))
+    return [text for text in found if text]
+
+
+def class_entry(node: ast.ClassDef, notes: dict[int, str]) -> str:
+    "An exported class with its members."
+    inits = [child for child in node.body if getattr(child, "name", "") == "__init__"]
+    head = node.name
+    body = described(node, notes)
+    for init in inits:
+        head += signature(init, drop_self=True)
+        body += fields(init, notes)
+    return directive("class", head, [*body, "", *members(node, notes)])
 
 
 def entry(name: str, node: ast.AST, notes: dict[int, str]) -> str:
     "An exported function, class or constant."
-    if isinstance(node, ast.FunctionDef): return directive("function", node.name + signature(node), described(node, notes))
+    if isinstance(node, ast.FunctionDef):
+        return directive("function", node.name + signature(node), described(node, notes))
     if isinstance(node, ast.ClassDef):
-        init = next((child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == "__init__"), None)
-        body = described(node, notes) + (fields(init, notes) if init else []) + [""]
-        return directive("class", node.name + (signature(init, drop_self=True) if init else ""), body + list(filter(None, (member(child, notes) for child in node.body))))
-    value, kind = ast.unparse(node.value), f"\n:type: {ast.unparse(node.annotation)}" if isinstance(node, ast.AnnAssign) else ""
-    return directive("data", name + kind + (f"\n:value: {value}" if len(value) < 100 else ""), [escape(notes.get(node.end_lineno, ""))])
+        return class_entry(node, notes)
+    head = name
+    value = ast.unparse(node.value)
+    if isinstance(node, ast.AnnAssign):
+        head += f"\n:type: {ast.unparse(node.annotation)}"
+    if len(value) < 100:
+        head += f"\n:value: {value}"
+    return directive("data", head, [escape(notes.get(node.end_lineno, ""))])
 
 
-def api_page(module: Path, notebook: Path) -> str:
-    "A module's page: what it is for, the lesson that builds it, and each exported name."
-    source = module.read_text(encoding="utf-8")
-    tree, notes = ast.parse(source), comments(source)
-    named = {}                                                                          # what stands at the module's top level
+def top_level(tree: ast.Module) -> dict[str, ast.AST]:
+    "What stands at a module's top level, by name."
+    named = {}
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): named[node.name] = node
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            named[node.name] = node
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
-            if isinstance(target, ast.Name): named[target.id] = node
+            if isinstance(target, ast.Name):
+                named[target.id] = node
+    return named
+
+
+def api_page(module: str, notebook: Path) -> str:
+    "A module's page: what it is for, the lesson that builds it, and each exported name."
+    source = (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    notes = comments(source)
+    named = top_level(tree)
+    lesson = notebook.relative_to(ROOT).as_posix()
+    head = [f"# {module}", "", f"```{{py:module}} llm_course.{module}", "```", ""]
+    head += [escape(ast.get_docstring(tree) or ""), ""]
+    head += [f"Built and tested in [{notebook.stem}](/{lesson}).", ""]
     exported = ast.literal_eval(named["__all__"].value)
-    head = [f"# {module.stem}", "", f"```{{py:module}} llm_course.{module.stem}", "```", "", escape(ast.get_docstring(tree)), "",
-            f"Built and tested in [{notebook.stem}](/{notebook.relative_to(ROOT).as_posix()}).", ""]
     return "\n".join(head + [entry(name, named[name], notes) for name in exported])
-
-
-def title(path: Path) -> str:
-    "A lesson's number and heading."
-    heading = next(line for cell in cells(path) for line in cell.splitlines() if line.startswith("# "))[2:]
-    return f"{path.stem[:2]} {heading}" if path.stem[:2].isdigit() else heading
 
 
 def cells(path: Path) -> list[str]:
     "The sources of a notebook's cells."
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in notebook["cells"]]
+
+
+def title(path: Path) -> str:
+    "A lesson's number and heading."
+    lines = (line for cell in cells(path) for line in cell.splitlines())
+    heading = next(line for line in lines if line.startswith("# "))[2:]
+    number = re.match(r"\d\d[a-z]?", path.stem)
+    return f"{number[0]} {heading}" if number else heading
+
+
+def tells_a_reader(cell: dict) -> bool:
+    "Whether a cell is more than a word to nbdev, or to an empty machine."
+    source = "".join(cell["source"])
+    return cell["id"] != "colab-cell" and not re.fullmatch(r"#\| *default_exp.*\s*", source)
 
 
 def as_page(path: Path, widgets: dict[str, str]) -> None:
-    "Take out the cells that tell only nbdev or an empty machine something, and put in the widgets."
+    "Take out the cells that tell a reader nothing, and put in the widgets."
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    notebook["cells"] = [cell for cell in notebook["cells"] if not re.fullmatch(r"#\| *default_exp.*\s*", "".join(cell["source"])) and cell["id"] != "colab-cell"]
+    notebook["cells"] = [cell for cell in notebook["cells"] if tells_a_reader(cell)]
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
-            if cell["id"] in widgets and VIEW in output.get("data", {}): output["data"] = {"text/html": widgets[cell["id"]]}
+            if cell["id"] in widgets and VIEW in output.get("data", {}):
+                output["data"] = {"text/html": widgets[cell["id"]]}
     path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def page(path: Path) -> str:
+    "A notebook in a table of contents."
+    return f"{title(path)} </{path.relative_to(ROOT).with_suffix('').as_posix()}>"
 
 
 def toctree(caption: str, pages: list[str]) -> str:
     "A part of the table of contents, which the theme shows beside each page."
-    return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+    head = ["", "```{toctree}", ":hidden:", f":caption: {caption}", ""]
+    return "\n".join([*head, *pages, "```", ""])
+
+
+def module_of(path: Path) -> str | None:
+    "The module that a notebook exports."
+    found = re.search(r"^#\| *default_exp +([\w.]+)", "\n".join(cells(path)), re.M)
+    return found.group(1) if found else None
 
 
 def gather(folder: Path) -> None:
     "Lay out the site's pages in a folder."
-    notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    widgets = asyncio.run(run_all(notebooks, ROOT / "llm_course" / "widgets.py"))
-    for path in [*notebooks, ROOT / "CONTRIBUTING.md", ROOT / "data/pretrained/loss.png", ROOT / "data/pretrained/eval.txt"]:
+    found = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    notebooks = [path for path in found if ".ipynb_checkpoints" not in path.parts]
+    widgets = asyncio.run(run_all(notebooks))
+    for path in [*notebooks, *(ROOT / name for name in FILES)]:
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-        if path in notebooks: as_page(copy, widgets)
-    found = {path: re.search(r"^#\| *default_exp +(\w+)", "\n".join(cells(path)), re.M) for path in notebooks}
-    sources = {match.group(1): path for path, match in found.items() if match}          # each module's notebook
+        if path in notebooks:
+            as_page(copy, widgets)
+    sources = {module_of(path): path for path in notebooks}
+    sources.pop(None, None)
     (folder / "api").mkdir()
     for module, path in sources.items():
-        (folder / "api" / f"{module}.md").write_text(api_page(ROOT / "llm_course" / f"{module}.py", path), encoding="utf-8")
-    page = lambda path: f"{title(path)} </{path.relative_to(ROOT).with_suffix('').as_posix()}>"
-    support = [path for path in notebooks if path.parent.name == "support"]
-    trees = [toctree("Lessons", [page(path) for path in notebooks if path not in support]), toctree("What the lessons use", list(map(page, support))),
-             toctree("The package", [f"api/{module}" for module in sources]), toctree("More", ["CONTRIBUTING"])]
-    (folder / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + "".join(trees), encoding="utf-8")
+        text = api_page(module, path)
+        (folder / "api" / f"{module}.md").write_text(text, encoding="utf-8")
+    lessons = [page(path) for path in notebooks if path.parent.name == "nbs"]
+    support = [page(path) for path in notebooks if path.parent.name != "nbs"]
+    trees = [
+        toctree("Lessons", lessons),
+        toctree("What the lessons use", support),
+        toctree("The package", [f"api/{module}" for module in sources]),
+        toctree("More", ["CONTRIBUTING"]),
+    ]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (folder / "index.md").write_text(readme + "".join(trees), encoding="utf-8")
 
 
 def main(target: Path) -> int:
     "Sphinx's exit code: not 0 when it had to warn."
     with tempfile.TemporaryDirectory() as folder:
-        source, built = Path(folder) / "source", Path(folder) / "built" / "html"       # myst-nb writes beside what it builds, too
+        source = Path(folder) / "source"
+        built = Path(folder) / "built" / "html"     # myst-nb writes beside what it builds, too
         source.mkdir()
         gather(source)
-        code = sphinx_build(["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), "-d", f"{folder}/doctrees", str(source), str(built)])
+        options = ["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), "-d", f"{folder}/doctrees"]
+        code = sphinx_build([*options, str(source), str(built)])
         shutil.rmtree(target, ignore_errors=True)
-        if built.is_dir(): shutil.move(built, target)
+        if built.is_dir():
+            shutil.move(built, target)
         return code
 
 

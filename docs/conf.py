@@ -11,11 +11,15 @@ settings = ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 
-project, author, version, copyright = settings["lib_name"], settings["author"], settings["version"], settings["copyright"]
+project = settings["lib_name"]
+author = settings["author"]
+version = settings["version"]
+copyright = settings["copyright"]
 extensions = ["myst_nb", "sphinx.ext.viewcode"]
 nb_execution_mode = "off"                                         # the outputs are those that were committed
-nb_ipywidgets_js = {}                                             # a page has no kernel: a widget is the line that says what to do,
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]   # or what docs/live.py made of it
+# A page has no kernel: a widget is the line that says what to do, or what docs/live.py made of it.
+nb_ipywidgets_js = {}
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_merge_streams = True
 nb_render_image_options = {"alt": "figure"}                       # each figure's title says what it shows
 myst_enable_extensions = ["dollarmath", "fieldlist"]
@@ -37,7 +41,8 @@ html_copy_source = html_show_sphinx = False
 def find_source(app, module):
     "The source of a module and where its parts stand, without importing it."
     found = ROOT / f"{module.replace('.', '/')}.py"
-    if not found.is_file(): return None
+    if not found.is_file():
+        return None
     analyzer = ModuleAnalyzer.for_file(found, module)
     analyzer.analyze()
     return analyzer.code, analyzer.tags

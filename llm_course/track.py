@@ -8,93 +8,138 @@ __all__ = ['read_metrics', 'Tracker']
 # %% ../nbs/support/track.ipynb #5eec8208
 import json
 import math
-import os
 from dataclasses import asdict, is_dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
+
+from .files import atomic_file
 
 # %% ../nbs/support/track.ipynb #a45e9401
 def read_metrics(
-    run: str | Path,              # a run's folder
-    until: int | None = None,     # leave out records after this step
-) -> list[dict]:
-    "The records of a run's `metrics.jsonl`, without a last line that a crash cut short; an empty list where there is none."
+    run: str | Path,  # a run's folder
+    until: int | None = None,  # leave out records after this step; None: keep all
+) -> list[dict]:  # empty where nothing was recorded
+    "The metrics of a run: its `metrics.jsonl`, without a last line that a crash cut short."
     path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try: record = json.loads(line)
-        except json.JSONDecodeError: break
-        if until is None or record["step"] <= until: records.append(record)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if until is None or record["step"] <= until:
+            records.append(record)
     return records
 
-# %% ../nbs/support/track.ipynb #a6d2ce75
-class Tracker:
-    "Append records to a run's `metrics.jsonl`, and to TensorBoard and Weights & Biases where asked; use it in a `with` block."
-
-    def __init__(
-        self,
-        run: str | Path,                # the run's folder; it is made where missing
-        start_step: int = 0,            # records after this step are dropped: a resumed run makes them again
-        tensorboard: bool = False,
-        wandb: str | None = None,       # name of the W&B project
-        wandb_mode: str | None = None,  # "online", "offline" (to the run's folder only); None: as W&B decides
-    ):
-        self.run = Path(run)
-        self.run.mkdir(parents=True, exist_ok=True)
-        self._others = ([_TensorBoard(self.run, start_step)] if tensorboard else []) + ([_WandB(self.run, wandb, wandb_mode)] if wandb else [])
-        kept = read_metrics(self.run, until=start_step)
-        part = self.run / "metrics.jsonl.part"
-        part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(part, self.run / "metrics.jsonl")
-        self._file = open(self.run / "metrics.jsonl", "a", encoding="utf-8")
-
-    def log(self, record, **more) -> None:
-        "Write one record, a mapping or a dataclass with a `step`, and `more` of that step, such as sample=text. None is left out; NaN and inf are null."
-        record = (asdict(record) if is_dataclass(record) else dict(record)) | more
-        record = {name: value for name, value in record.items() if value is not None}
-        self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
-        self._file.flush()
-        step = record.pop("step")
-        for other in self._others: other.log(step, record)
-
-    def close(self) -> None:
-        self._file.close()
-        for other in self._others: other.close()
-
-    def __enter__(self): return self
-    def __exit__(self, *error): self.close()
-
 # %% ../nbs/support/track.ipynb #0f1177e6
-def _finite(value):
-    "JSON has no NaN and no infinity."
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class _TensorBoard:
-    "Curves and texts in the run's `tensorboard` folder: `tensorboard --logdir data/runs` shows all runs."
+    "Curves and texts in the run's `tensorboard` folder: `tensorboard --logdir data/runs`."
 
     def __init__(self, run: Path, start_step: int = 0):
-        try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError: raise ImportError("track.tensorboard needs the package tensorboard: pip install 'llm_course[track]'") from None
-        self.writer = SummaryWriter(run / "tensorboard", purge_step=start_step + 1)   # a resumed run hides what came after
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError(
+                "track.tensorboard needs the package tensorboard: pip install 'llm_course[track]'."
+            ) from None
+        first = start_step + 1  # a resumed run hides what came after
+        self.writer = SummaryWriter(run / "tensorboard", purge_step=first)
 
     def log(self, step: int, record: dict) -> None:
         for name, value in record.items():
-            if isinstance(value, str): self.writer.add_text(name, value, step)
-            else: self.writer.add_scalar(name, value, step)
+            if isinstance(value, str):
+                self.writer.add_text(name, value, step)
+            else:
+                self.writer.add_scalar(name, value, step)
 
-    def close(self) -> None: self.writer.close()
+    def close(self) -> None:
+        self.writer.close()
 
 
 class _WandB:
-    "Curves and texts in a Weights & Biases project; offline they stay in the run's `wandb` folder, until `wandb sync`."
+    "Curves and texts in a Weights & Biases project; offline in the run's `wandb` folder."
 
     def __init__(self, run: Path, project: str, mode: str | None):
-        try: import wandb
-        except ImportError: raise ImportError("track.wandb needs the package wandb: pip install 'llm_course[track]'") from None
-        self.html, self.run = wandb.Html, wandb.init(project=project, name=run.name, dir=run, mode=mode)
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError(
+                "track.wandb needs the package wandb: pip install 'llm_course[track]'."
+            ) from None
+        self.html = wandb.Html
+        self.run = wandb.init(project=project, name=run.name, dir=run, mode=mode)
 
     def log(self, step: int, record: dict) -> None:
-        self.run.log({name: self.html(f"<pre>{escape(value)}</pre>") if isinstance(value, str) else value for name, value in record.items()}, step=step)
+        values = {}
+        for name, value in record.items():
+            if isinstance(value, str):
+                value = self.html(f"<pre>{escape(value)}</pre>")
+            values[name] = value
+        self.run.log(values, step=step)
 
-    def close(self) -> None: self.run.finish()
+    def close(self) -> None:
+        self.run.finish()
+
+# %% ../nbs/support/track.ipynb #a6d2ce75
+def _finite(value):
+    "JSON has no NaN and no infinity."
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Tracker:
+    """Experiment tracker: appends records to a run's `metrics.jsonl`, and to TensorBoard and
+    Weights & Biases where asked; use it in a `with` block.
+
+    Raises ImportError where a package that was asked for is not installed."""
+
+    def __init__(
+        self,
+        run: str | Path,  # the run's folder; it is made where missing
+        start_step: int = 0,  # records after this step are dropped: a resumed run makes them again
+        tensorboard: bool = False,  # whether to write for TensorBoard
+        wandb: str | None = None,  # name of the W&B project; None: no W&B
+        wandb_mode: str | None = None,  # "online", "offline" (in the folder only); None: W&B decides
+    ):
+        run = Path(run)
+        run.mkdir(parents=True, exist_ok=True)
+        self._others: list[Any] = []
+        if tensorboard:
+            self._others.append(_TensorBoard(run, start_step))
+        if wandb:
+            self._others.append(_WandB(run, wandb, wandb_mode))
+        kept = read_metrics(run, until=start_step)
+        self._path = run / "metrics.jsonl"
+        with atomic_file(self._path) as file:
+            for record in kept:
+                file.write(json.dumps(record).encode() + b"\n")
+
+    def log(
+        self,
+        record,  # a mapping or a dataclass with a `step`; None is left out, NaN and inf are null
+        **more,  # of that step, such as sample=text
+    ) -> None:
+        "Write one record."
+        record = asdict(record) if is_dataclass(record) else dict(record)
+        record = {name: x for name, x in (record | more).items() if x is not None}
+        line = json.dumps({name: _finite(x) for name, x in record.items()})
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        step = record.pop("step")
+        for other in self._others:
+            other.log(step, record)
+
+    def close(self) -> None:
+        "Let TensorBoard and Weights & Biases finish their files."
+        for other in self._others:
+            other.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()

@@ -1,4 +1,6 @@
-"What tests share: for commands, a folder to run in and how to call one in it; for pages, a real browser."
+"""What tests share: for commands, a folder to run in and how to call one in it; for pages, a real
+browser."""
+
 import json
 import os
 import re
@@ -11,36 +13,55 @@ from pathlib import Path
 
 import pytest
 
-SCREENSHOTS = Path(__file__).parent / "screenshots"         # git-ignored; continuous integration keeps them
+SCREENSHOTS = Path(__file__).parent / "screenshots"  # git-ignored; continuous integration keeps them
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-INSTALL = "no page was opened in a browser, for there is no Chromium: on Debian, apt-get install --no-install-recommends chromium fonts-dejavu-core"
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+INSTALL = (
+    "no page was opened in a browser, for there is no Chromium: on Debian, "
+    "apt-get install --no-install-recommends chromium fonts-dejavu-core"
+)
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 TINY = """\
 corpus: {source: "tales:400"}
 tokenizer: {vocab_size: 600}
 model: {n_layers: 2, n_heads: 2, d_model: 32, max_seq_len: 256}
-train: {max_steps: 40, batch_size: 4, seq_len: 256, warmup_steps: 2, eval_every: 20, eval_batches: 2}
+train:
+  {max_steps: 40, batch_size: 4, seq_len: 256, warmup_steps: 2, eval_every: 20, eval_batches: 2}
 save_every: 5
 keep: null
 eval: {documents: 10, stories: 4, show: 6}
 """
 
 
-# Tests that run in the background inherit a shell's "ignore Ctrl-C"; the commands that they start must hear it all the same.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests that run in the background inherit a shell's "ignore Ctrl-C"; the commands that they start
+# must hear it all the same.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
-    if not config.option.markexpr: config.option.markexpr = "not slow"
+    if not config.option.markexpr:
+        config.option.markexpr = "not slow"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "One worker runs all that needs a browser, so that one server and one browser are started; `--dist loadgroup` does nothing in pytest 9.2."
+    """One worker runs all that needs a browser, so that one server and one browser are started;
+    `--dist loadgroup` does nothing in pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
+
     class OneBrowser(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
+        def _split_scope(self, nodeid):
+            return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
+
     return OneBrowser(config, log)
 
 
@@ -49,18 +70,33 @@ class Shell:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        settings = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        self.env = os.environ | settings
 
-    def command(self, name, *args): return [str(Path(sys.executable).parent / name), *map(str, args)]
+    def command(self, name, *args):
+        return [str(Path(sys.executable).parent / name), *map(str, args)]
 
     def start(self, name, *args):
-        return subprocess.Popen(self.command(name, *args), cwd=self.folder, env=self.env, text=True,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            self.command(name, *args),
+            cwd=self.folder,
+            env=self.env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def __call__(self, name, *args, input=""):
         "(exit code, standard output, standard error)"
-        run = subprocess.run(self.command(name, *args), cwd=self.folder, env=self.env, timeout=300,
-                             input=input if isinstance(input, bytes) else input.encode(), capture_output=True)
+        run = subprocess.run(
+            self.command(name, *args),
+            cwd=self.folder,
+            env=self.env,
+            timeout=300,
+            input=input if isinstance(input, bytes) else input.encode(),
+            capture_output=True,
+        )
         return run.returncode, run.stdout.decode(), run.stderr.decode()
 
     def ok(self, name, *args, **kwargs):
@@ -71,14 +107,18 @@ class Shell:
     def refused(self, name, *args, **kwargs):
         "The one sentence with which a command refuses its input."
         code, out, err = self(name, *args, **kwargs)
-        assert code == 2 and "Traceback" not in err and err.count("\n") == 1, (code, out, err)
+        told = (code, out, err)
+        assert code == 2 and "Traceback" not in err and err.count("\n") == 1, told
         return err
 
 
-def steps(run): return sorted(p.name for p in run.glob("step-*"))
+def steps(run):
+    return sorted(path.name for path in run.glob("step-*"))
 
 
-def losses(run): return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+def losses(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
 
 
 def wait_for(condition, process, seconds=120):
@@ -93,7 +133,8 @@ def name_run(shell, name):
     "The folder of another run over the same data."
     for kind in ("tokenizer", "processed"):
         target = shell.folder / "data" / kind / name
-        if not target.exists(): shutil.copytree(shell.folder / "data" / kind / "tales", target)
+        if not target.exists():
+            shutil.copytree(shell.folder / "data" / kind / "tales", target)
     return shell.folder / "data" / "runs" / name
 
 
@@ -115,9 +156,12 @@ def tokenized(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    "Debian's Chromium, or Chrome, driven by Playwright, whose event loop then runs in this process."
-    if not CHROMIUM: (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(INSTALL)
+    "Debian's Chromium, or Chrome, driven by Playwright, whose event loop then runs here."
+    if not CHROMIUM:
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(INSTALL)
     from playwright.sync_api import sync_playwright
+
     SCREENSHOTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)

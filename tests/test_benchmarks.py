@@ -1,4 +1,5 @@
 "The benchmarks run and print their tables; what the tables say is for a quiet machine."
+
 import os
 import subprocess
 import sys
@@ -7,30 +8,54 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run(name, *arguments):
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+def run(name, arguments, **more):
+    "What a benchmark prints."
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+    command = [sys.executable, ROOT / "benchmarks" / name, *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+SMALL_SHAPE = "--no-compile --layers 1 --heads 2 --width 32 --repeats 1 --buffer-mb 8"
+
+
 def test_tokenizer(tmp_path):
-    (tmp_path / "small.txt").write_text("\n\n".join(f"Passage {i} is about the number {i * i}, and about nothing else. " * 4 for i in range(300)))
-    said = run("tokenizer.py", "--corpus", str(tmp_path / "small.txt"), "--vocab-size", "320", "--repeats", "1", "--memory-mb", "0")
-    assert "medians of 1 runs" in said and said.count("as fast") >= 9 and "tiktoken (Rust), one thread" in said
+    passage = "Passage {0} is about the number {1}, and about nothing else. "
+    passages = [passage.format(i, i * i) * 4 for i in range(300)]
+    corpus = tmp_path / "small.txt"
+    corpus.write_text("\n\n".join(passages))
+    said = run("tokenizer.py", f"--corpus {corpus} --vocab-size 320 --repeats 1 --memory-mb 0")
+    assert "medians of 1 runs" in said
+    assert said.count("as fast") >= 9
+    assert "tiktoken" in said
 
 
 def test_training():
-    said = run("training.py", "--no-compile", "--repeats", "1", "--steps", "2")
-    assert "PyTorch" in said and "809,856 parameters" in said and "medians of 1 runs" in said and "measured peak" in said
-    assert said.count("tokens/s") == 2 and "llm_course eager:" in said and "times plain layers eager" in said and "not compiled: as asked" in said
+    said = run("training.py", "--no-compile --repeats 1 --steps 2")
+    assert "PyTorch" in said and "809,856 parameters" in said
+    assert "medians of 1 runs" in said and "measured peak" in said
+    assert said.count("tokens/s") == 2 and "times plain layers eager" in said
+    assert "not compiled: as asked" in said
 
 
 def test_generation():
-    said = run("generation.py", "--no-compile", "--layers", "1", "--heads", "2", "--width", "32", "--vocab-size", "64", "--prompt", "4", "--new-tokens", "6",
-               "--texts", "1", "3", "--repeats", "1", "--buffer-mb", "8")
-    assert "18,528 parameters" in said and "1 threads" in said and "not compiled: as asked" in said and "transformers" in said
-    assert said.count("times transformers") == 6 and said.count("of the limit") == 2 and "GB/s read" in said      # 3 sides, for 1 text and for 3
-    assert "1 text, prompt 4, 6 new tokens, greedy" in said and "3 texts" in said and "torch._int_mm" in said
-    drawn = run("generation.py", "--no-compile", "--layers", "1", "--heads", "2", "--width", "32", "--new-tokens", "6", "--texts", "2", "--repeats", "1", "--buffer-mb", "8", "--sample")
-    assert "drawn at temperature 1" in drawn and drawn.count("times transformers") == 3
+    said = run(
+        "generation.py",
+        f"{SMALL_SHAPE} --vocab-size 64 --prompt 4 --new-tokens 6 --texts 1 3",
+    )
+    assert "18,528 parameters" in said and "1 threads" in said and "transformers" in said
+    assert said.count("times transformers") == 6    # 3 sides, for 1 text and for 3
+    assert said.count("of the limit") == 2 and "GB/s read" in said
+    assert "1 text, prompt 4, 6 new tokens, greedy" in said and "3 texts" in said
+
+
+def test_drawing():
+    said = run("generation.py", f"{SMALL_SHAPE} --new-tokens 6 --texts 2 --sample")
+    assert "drawn at temperature 1" in said
+    assert said.count("times transformers") == 3
+
+
+def test_imports():
+    said = run("imports.py", "--rounds 2")
+    assert "the package alone" in said and "medians of 2 starts" in said
