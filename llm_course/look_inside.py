@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['attention_maps', 'logit_lens']
 
-# %% ../nbs/10_look_inside.ipynb #440be434
+# %% ../nbs/10_look_inside.ipynb #4e15a9d9
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .gpt import GPT, device_of, evaluating, soft_cap, unwrap
+from .gpt import device_of, evaluating, unwrap
 from .hooks import record_inputs
 
 # %% ../nbs/10_look_inside.ipynb #1eb22f81
 @torch.inference_mode()
 def _read(
-    model: GPT,
+    model: Any,                    # a GPT
     ids: Iterable[int] | Tensor,   # (T,)
     modules: Iterable[nn.Module],  # parts of the model
     look: Any,                     # (module, *its inputs) to a tensor (1, …)
@@ -39,7 +39,7 @@ def attention_maps(
     ids: Iterable[int] | Tensor,  # (T,) at least one id, at most max_seq_len
 ) -> Tensor:                      # (L, H, T, T) float32: row t of a map is where token t looks
     "Attention maps: where every head of every layer looks while the model reads `ids`."
-    gpt = unwrap(model)
+    gpt: Any = unwrap(model)
     return _read(gpt, ids, [block.attention for block in gpt.blocks], _weights)
 
 # %% ../nbs/10_look_inside.ipynb #3613e978
@@ -53,9 +53,9 @@ def logit_lens(
 ) -> Tensor:                      # (L+1, T, V) float32 log-probabilities, by stage
     """Logit lens: what the model would say next at each position if its head read the stream after
     the embedding, or after an earlier layer; the last stage is what it says."""
-    gpt = unwrap(model)
+    gpt: Any = unwrap(model)
     streams = _read(gpt, ids, [*gpt.blocks, gpt.final_norm], _stream)  # (L+1, T, C)
     weight = gpt.lm_head.weight
     with torch.inference_mode():
-        logits = gpt.lm_head(gpt.final_norm(streams.to(weight.device, weight.dtype)))
-        return soft_cap(logits.float(), gpt.config.logit_softcap).log_softmax(-1).cpu()
+        logits = gpt.unembed(streams.to(weight.device, weight.dtype))
+        return logits.float().log_softmax(-1).cpu()
