@@ -221,12 +221,14 @@ class MultiHeadAttention(nn.Module):
             q = F.rms_norm(q, (self.d_head,), self.q_gain, self.qk_norm_eps)
             k = F.rms_norm(k, (self.d_head,), self.k_gain, self.qk_norm_eps)
         if self.rope_theta is not None:
-            cos, sin = self._cos_sin(x, context or LayerContext())
+            cos, sin = self._cos_sin(x, context or LayerContext(), self.rope_theta)
             q = apply_rope(q, cos, sin)
             k = apply_rope(k, cos, sin)
         return q, k, v
 
-    def _cos_sin(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
+    def _cos_sin(
+        self, x: Tensor, context: LayerContext, theta: float
+    ) -> tuple[Tensor, Tensor]:
         "RoPE's angles: the context's; where it has none, from the cache's positions or from 0."
         if context.rope is not None:
             return context.rope
@@ -234,8 +236,8 @@ class MultiHeadAttention(nn.Module):
             positions = context.step.positions
         else:
             positions = torch.arange(x.shape[1], device=x.device)
-        inv_freq = rope_inv_freq(self.d_head, self.rope_theta, x.device)
-        return rope_cos_sin(positions.unsqueeze(-2), inv_freq)
+        inv_freq = rope_inv_freq(self.d_head, theta, x.device)
+        return rope_cos_sin(positions.unsqueeze(-2), inv_freq)  # the same in every head
 
     def forward(
         self,

@@ -7,6 +7,7 @@ __all__ = ['list_checkpoints', 'resolve_checkpoint', 'read_config', 'best_checkp
 
 # %% ../nbs/07d_run_folder.ipynb #folderimp
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -96,5 +97,5 @@ def remove_checkpoint(
     "Delete a checkpoint; a crash in between leaves it whole, or nothing that is called one."
     doomed = folder.with_name(f".tmp-{folder.name}")  # a name that the next save clears away
     shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
+    os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

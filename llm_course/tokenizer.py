@@ -117,10 +117,14 @@ class Tokenizer(ABC):
                 ids += self.encode_ordinary(part)
         return ids
 
-    def encode_batch(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        "The ids of `encode_ordinary(text)` for each of `texts`, as (n_tokens,) uint32, in order."
-        for text in each_text(texts):
-            yield np.array(self.encode_ordinary(text), np.uint32)
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        threads: int | None = None,  # for kinds that can use several; None: one a core
+    ) -> Iterator[np.ndarray]:       # (n_tokens,) uint32 for each text, in order
+        "The ids of `encode_ordinary(text)` for each of `texts`. Raises TypeError for one str."
+        checked = each_text(texts)
+        return (np.array(self.encode_ordinary(text), np.uint32) for text in checked)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.

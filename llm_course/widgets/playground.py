@@ -49,7 +49,7 @@ def _make_sliders() -> dict[str, widgets.Widget]:
             **_WIDE,
         )
     options = [("off", 0), *((str(k), k) for k in _TOP_KS)]
-    sliders["top_k"] = widgets.SelectionSlider(options, value=0, description="top-k", **_WIDE)
+    sliders["top_k"] = widgets.SelectionSlider(options=options, value=0, description="top-k", **_WIDE)
     return sliders
 
 
