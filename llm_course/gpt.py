@@ -16,13 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from llm_course.attention import (
-    LayerContext,
-    causal_mask,
-    head_sizes,
-    rope_cos_sin,
-    rope_inv_freq,
-)
+from .attention import LayerContext, causal_mask, head_sizes, rope_cos_sin, rope_inv_freq
 from .cache import KVCache
 from llm_course.choices import (
     POSITION_ENCODINGS,
@@ -101,7 +95,7 @@ class GPT(nn.Module):
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: GPTConfig,  # every choice that shapes it
     ):
         super().__init__()
         self.config = config

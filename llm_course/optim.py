@@ -42,7 +42,7 @@ def _shrink(x: Tensor) -> tuple[Tensor, Tensor]:
     "Scale each (N, M) matrix so that no singular value is above 1; returns it and x xᵀ."
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)
     gram = x @ x.mT  # (..., N, N), its eigenvalues are the σ²
-    square = gram.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)  # (Σσ⁴)^½, at least the largest σ²
+    square = gram.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)  # (Σσ⁴)^½, at least any σ²
     return x / square.sqrt(), gram / square
 
 # %% ../nbs/02a_optim.ipynb #e4ef0b92
@@ -73,10 +73,10 @@ def newton_schulz(
     products alone (Jordan 2024). In float32, on a GPU in bfloat16. ValueError for a vector."""
     if matrix.dim() < 2:
         shape = tuple(matrix.shape)
-        raise ValueError(f"newton_schulz needs matrices, not shape {shape}; leave vectors to AdamW.")
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    wide = matrix.mT if tall else matrix
-    x = wide.reshape(-1, *wide.shape[-2:])  # (n, N, M), N at most M
+        raise ValueError(f"newton_schulz needs matrices, not shape {shape}; give it to AdamW.")
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return newton_schulz(matrix.mT, steps).mT
+    x = matrix.reshape(-1, *matrix.shape[-2:])  # (n, N, M), N at most M
     x, gram = _shrink(x.bfloat16() if x.is_cuda else x.float())
     quintics = (_QUINTICS + steps * _QUINTICS[-1:])[:steps]  # the last row repeats
     together = x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]
@@ -85,21 +85,20 @@ def newton_schulz(
         if i > 0:
             gram = x @ x.mT
         x = _apply_quintics(x, gram, quintics[i : i + at_once])
-    x = x.reshape(wide.shape).to(matrix.dtype)
-    return x.mT if tall else x
+    return x.reshape(matrix.shape).to(matrix.dtype)
 
 # %% ../nbs/02a_optim.ipynb #9f0dc53b
-def _muon_update(params: list[Tensor], means: list[Tensor], group: dict) -> None:
-    "One Muon step, in place, for matrices of one shape, which share the products."
+def _muon_update(same: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> None:
+    "One Muon step, in place, for matrices of one shape: each with its gradient and running mean."
     ahead = []
-    for p, mean in zip(params, means):
-        mean.lerp_(p.grad, 1 - group["momentum"])
-        ahead.append(p.grad.lerp(mean, group["momentum"]))  # Nesterov: one step further
+    for _, grad, mean in same:
+        mean.lerp_(grad, 1 - group["momentum"])
+        ahead.append(grad.lerp(mean, group["momentum"]))  # Nesterov: one step further
     directions = newton_schulz(torch.stack(ahead), group["steps"])  # (n, N, M)
-    rows, columns = params[0].shape
+    rows, columns = directions.shape[-2:]
     lr = group["lr"]
     scale = max(1, rows / columns) ** 0.5
-    for p, direction in zip(params, directions):
+    for (p, _, _), direction in zip(same, directions):
         p.mul_(1 - lr * group["weight_decay"]).add_(direction, alpha=-lr * scale)
 
 # %% ../nbs/02a_optim.ipynb #bb0a9186
@@ -118,7 +117,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,  # share of the weight taken at each step, times lr
         steps: int = 5,             # of Newton-Schulz
     ):
-        if not (lr >= 0 and weight_decay >= 0):
+        if min(lr, weight_decay) < 0:
             raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative.")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
@@ -136,10 +135,10 @@ class Muon(torch.optim.Optimizer):
             by_shape = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    self.state[p].setdefault("mean", torch.zeros_like(p))
-                    by_shape[p.shape].append(p)
-            for params in by_shape.values():
-                _muon_update(params, [self.state[p]["mean"] for p in params], group)
+                    mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                    by_shape[p.shape].append((p, p.grad, mean))
+            for same in by_shape.values():
+                _muon_update(same, group)
 
 # %% ../nbs/02a_optim.ipynb #5093a971
 def _role(name: str, p: Tensor, embeddings: set[Tensor]) -> str:
@@ -152,7 +151,7 @@ def _role(name: str, p: Tensor, embeddings: set[Tensor]) -> str:
 
 
 def parameter_groups(
-    model: nn.Module,
+    model: nn.Module,           # its head is called lm_head
     weight_decay: float = 0.0,  # of matrices and the head; embeddings, norms, biases do not decay
 ) -> list[dict]:                # keys params, role, weight_decay: as every optimizer takes them
     """Parameter groups: the trainable parameters sorted by role, in this order: "matrix", "head",
@@ -210,7 +209,7 @@ def _done(step: int, warmup_steps: int, total_steps: int) -> float:
 def _rate(
     share: float, step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int
 ) -> float:
-    "The warm-up's rate, then `share` of the way from `min_lr` to `max_lr`; ValueError if impossible."
+    "The warm-up's rate, then `share` of the way from `min_lr` to `max_lr`."
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must be 0 to total_steps={total_steps}.")
     if not 0 <= min_lr <= max_lr:
@@ -264,8 +263,8 @@ OPTIMIZERS = ("muon", "adamw")
 
 
 def make_optimizer(
-    model: nn.Module,
-    config,  # a TrainConfig: its optimizer, lr, muon_lr, weight_decay, beta1 and beta2 count
+    model: nn.Module,  # all of its trainable parameters are moved
+    config,            # a TrainConfig: its optimizer, rates, weight_decay and betas count
 ) -> torch.optim.Optimizer | Optimizers:
     """The optimizer that the config names: "adamw" moves all parameters by AdamW; "muon" moves the
     matrices inside the blocks by Muon and the rest by AdamW. `lr` is AdamW's, `muon_lr` Muon's."""

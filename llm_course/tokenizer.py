@@ -11,6 +11,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def count_pairs(
     "Pair counts: how often two tokens stand side by side, in all words together."
     counts = Counter()
     for word, n in words.items():
-        for pair in zip(word, word[1:]):
+        for pair in pairwise(word):
             counts[pair] += n
     return counts
 
@@ -117,10 +118,14 @@ class Tokenizer(ABC):
                 ids += self.encode_ordinary(part)
         return ids
 
-    def encode_batch(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        "The ids of `encode_ordinary(text)` for each of `texts`, as (n_tokens,) uint32, in order."
-        for text in each_text(texts):
-            yield np.array(self.encode_ordinary(text), np.uint32)
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        threads: int | None = None,  # for kinds that can use several; None: one a core
+    ) -> Iterator[np.ndarray]:       # (n_tokens,) uint32 for each text, in order
+        "The ids of `encode_ordinary(text)` for each of `texts`. Raises TypeError for one str."
+        checked = each_text(texts)
+        return (np.array(self.encode_ordinary(text), np.uint32) for text in checked)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
