@@ -107,7 +107,7 @@ def save_checkpoint(
     run: str | Path,  # the run's folder, made where it is missing
     step: int,  # optimizer steps done so far
     model: nn.Module,  # where its `config` is a dataclass, that is saved too
-    tokenizer,  # its files stand beside the weights; None for none
+    tokenizer=None,  # its files stand beside the weights; None: there is none
     optimizer=None,  # with state_dict(); where this and batches are None, there is no training/
     batches=None,  # with state_dict()
     config=None,  # a mapping of sections, a dataclass of sections, or one dataclass: `train`
