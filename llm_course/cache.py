@@ -63,6 +63,7 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.size = size
         self.window = window
+        self.slack = size if window is None else size - window  # can always be taken back
         self._host_lengths: list[int] | None = [0] * batch_size  # None: the device alone knows
         self._furthest = [0] * batch_size  # how long each row was before tokens were taken back
 
@@ -90,43 +91,40 @@ class KVCache:
         device = self.lengths.device
         even_length, longest, longest_after = self._count(T, n_new_tokens, limit)
         length = self.lengths[:, None] if even_length is None else even_length
-        n_new = T
-        if n_new_tokens is not None:
+        if n_new_tokens is None:
+            n_new = T
+        else:
             n_new = torch.as_tensor(n_new_tokens, device=device)[:, None]
         positions = length + torch.arange(T, device=device)
 
-        beside = self._needs_what_it_overwrites(T, longest_after)
+        # in a ring the first new token may still need what the last one overwrites
+        beside = self.window is not None and longest_after > self.size and self.slack + 1 < T
+        n_filled = min(longest if beside else longest_after, self.size)
+        slots = torch.arange(n_filled, device=device)
+        key_positions = slot_positions(length if beside else length + n_new, slots, self.size)
         if beside:
-            n_filled = min(longest, self.size)
-            slots = torch.arange(n_filled, device=device)
-            held = slot_positions(length, slots, self.size)
-            key_positions = torch.cat((held, positions), dim=-1)
-        else:
-            n_filled = min(longest_after, self.size)
-            slots = torch.arange(n_filled, device=device)
-            key_positions = slot_positions(length + n_new, slots, self.size)
+            key_positions = torch.cat((key_positions, positions), dim=-1)
 
         mask = None
-        in_window = self.window is None or n_filled <= self.window
-        from_empty = longest == 0 and n_filled == T
-        sees_all = T == 1 and even_length is not None
-        if not (in_window and (from_empty or sees_all)):
+        if self._needs_mask(T, even_length, longest, n_filled):
             mask = causal_mask(positions, key_positions, self.window)
             mask = mask if even_length is not None else mask[:, None]
-
         places = self._places(positions, n_new, even_length)
-        self.lengths += n_new if n_new_tokens is None else n_new[:, 0]
+        self.lengths += n_new if isinstance(n_new, int) else n_new[:, 0]
         return CacheStep(positions, key_positions, mask, places, n_filled, beside)
 
     def _count(self, T, n_new_tokens, limit) -> tuple[int | None, int, int]:
-        """The length of all rows where it is one, the longest row's length before the new tokens,
-        and after them. Compiled code cannot ask for numbers: it reads all slots."""
+        """Count the new tokens on the host. To the length of all rows (None where they differ),
+        and the longest row's before and after. Compiled code cannot ask: it reads all slots."""
         if torch.compiler.is_compiling():
             self._host_lengths = None
             return None, self.size, self.size + T
         lengths = self.host_lengths
         n_rows = len(lengths)
-        counts = [T] * n_rows if n_new_tokens is None else torch.as_tensor(n_new_tokens).tolist()
+        counts = [T] * n_rows
+        if n_new_tokens is not None:
+            is_tensor = isinstance(n_new_tokens, Tensor)
+            counts = n_new_tokens.tolist() if is_tensor else list(n_new_tokens)
         if len(counts) != n_rows or min(counts) < 0 or max(counts) > T:
             raise ValueError(
                 f"n_new_tokens must be one number for each of the {n_rows} rows, "
@@ -147,14 +145,19 @@ class KVCache:
         even = n_new_tokens is None and len(set(lengths)) == 1
         return lengths[0] if even else None, max(lengths), max(after)
 
-    def _needs_what_it_overwrites(self, T: int, longest_after: int) -> bool:
-        "In a ring the first of T new tokens may still need a key in whose slot the last one goes."
-        if self.window is None or longest_after <= self.size:
-            return False
-        slack = self.size - self.window
-        return T > slack + 1
+    def _needs_mask(
+        self, T: int, even_length: int | None, longest: int, n_filled: int
+    ) -> bool:
+        "Rows that begin are causal, and one token that sees all is right as it is."
+        if self.window is not None and n_filled > self.window:
+            return True
+        begins = longest == 0 and n_filled == T
+        single = T == 1 and even_length is not None
+        return not (begins or single)
 
-    def _places(self, positions, n_new, even_length) -> slice | Tensor:
+    def _places(
+        self, positions: Tensor, n_new: int | Tensor, even_length: int | None
+    ) -> slice | Tensor:
         "Where the new tokens are written in `k` and `v`: slot s at 1 + s, what is not kept at 0."
         T = positions.shape[-1]
         if even_length is not None and even_length % self.size + T <= self.size:
@@ -205,20 +208,16 @@ class KVCache:
             lengths = [lengths] * len(old)
         new = [min(pair) for pair in zip(old, lengths, strict=True)]
         furthest = [max(pair) for pair in zip(old, self._furthest)]
-        if self.window is not None:
-            self._check_ring(new, furthest)
+        for length, reached in zip(new, furthest):
+            if self.window is None or reached <= self.size or reached - length <= self.slack:
+                continue
+            raise ValueError(
+                f"The ring has held {reached} tokens and has slack={self.slack}, so it cannot go "
+                f"back to {length}; make it with slack={reached - length} or more."
+            )
         self._furthest = furthest
         self._host_lengths = new
         self.lengths.copy_(torch.tensor(new))
-
-    def _check_ring(self, lengths: list[int], furthest: list[int]) -> None:
-        slack = self.size - self.window
-        for length, reached in zip(lengths, furthest):
-            if reached > self.size and reached - length > slack:
-                raise ValueError(
-                    f"The ring has held {reached} tokens and has slack={slack}, so it cannot go "
-                    f"back to {length}; make it with slack={reached - length} or more."
-                )
 
     def select_rows(
         self,

@@ -63,15 +63,15 @@ class SampleConfig:
     seed: int | None = None           # None: another text each time
 
     def __post_init__(self):
-        params = self.settings()
+        params = self.arguments()
         del params["stop_strings"]
         SamplingParams(**params)
 
-    def settings(self) -> dict:
+    def arguments(self) -> dict:
         "Arguments of `generate_text`: all settings but the length and the seed."
-        settings = asdict(self)
-        del settings["max_new_tokens"], settings["seed"]
-        return settings
+        arguments = asdict(self)
+        del arguments["max_new_tokens"], arguments["seed"]
+        return arguments
 
 # %% ../nbs/90a_config.ipynb #e96fd5ca
 @dataclass
@@ -149,7 +149,7 @@ def _check_keys(given: DictConfig, origin: str, prefix: str = "") -> None:
         name = f"{prefix}{key}"
         if name not in known:
             near = _nearest(name, known)
-            hint = "configs/base.yaml lists them all." if near is None else f"did you mean {near!r}?"
+            hint = f"did you mean {near!r}?" if near else "configs/base.yaml lists them all."
             raise ValueError(f"{origin} has the unknown key {name!r}; {hint}")
         inside = [key for key in known if key.startswith(f"{name}.")]
         if not inside:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .choices import default_d_ff
 from .gpt import GPT, GPTConfig
 
 # %% ../nbs/05b_cost.ipynb #47cd55a2
@@ -74,9 +75,12 @@ def _kept_per_token(config: GPTConfig, d_ff: int) -> int:
     H = config.n_heads
     H_kv = config.n_kv_heads or H
     norm = _KEPT_BY_NORM[config.norm] * config.d_model
-    attention = (2 * H + 2 * H_kv) * D + H  # q, k, v, the result and its normalizer
+    attention = (H + 2 * H_kv) * D + H * D + H  # q, k, v; the result and its normalizer
     if config.qk_norm:
-        attention += 2 * (H + H_kv) * D
+        attention += (H + H_kv) * (D + 1)  # q and k normed, and what they were divided by
+    if config.qk_norm or config.position_encoding == "rope":
+        attention += (H + H_kv) * D  # q and k as attention takes them
+        attention += H * D           # and the result once more, its heads side by side
     mlp = _KEPT_BY_MLP[config.mlp] * d_ff
     logits = config.vocab_size * (2 if config.logit_softcap else 1)
     return config.n_layers * (2 * norm + attention + mlp) + norm + logits
@@ -91,12 +95,11 @@ def training_memory(
 ) -> Memory:                     # bytes
     """Training memory of a model of this `config`, by counting. Attention's own T×T weights are
     never stored (Dao et al. 2022), but a mask or a bias is."""
-    model = _on_meta(config)
-    weights = bytes_per_number * parameter_count(model)
-    d_ff = model.blocks[0].mlp.down_proj.in_features
+    weights = bytes_per_number * parameter_count(_on_meta(config))
+    d_ff = config.d_ff or default_d_ff(config.mlp, config.d_model)
     numbers = batch_size * seq_len * _kept_per_token(config, d_ff)
     if config.position_encoding == "rope":
-        numbers += 2 * seq_len * config.head_size
+        numbers += seq_len * config.head_size
     window = config.sliding_window or seq_len
     if config.position_encoding == "alibi":
         numbers += config.n_heads * seq_len**2

@@ -91,7 +91,8 @@ def sinusoidal_positions(
     odd ones (Vaswani et al. 2017, section 3.5). ValueError where `d_model` is odd."""
     if d_model % 2:
         raise ValueError(
-            f"Sinusoidal positions are pairs of sine and cosine, so d_model must be even, not {d_model}."
+            "Sinusoidal positions are pairs of sine and cosine, "
+            f"so d_model must be even, not {d_model}."
         )
     positions = torch.arange(max_seq_len, dtype=torch.float32)[:, None]
     angles = positions * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)  # (T, C/2)
@@ -101,6 +102,8 @@ def sinusoidal_positions(
 class SinusoidalPositions(nn.Module):
     """Sinusoidal position embedding: a fixed table, looked up like an embedding; nothing in it is
     trained or saved."""
+
+    table: Tensor  # (max_seq_len, C)
 
     def __init__(
         self,

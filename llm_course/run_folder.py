@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['list_checkpoints', 'resolve_checkpoint', 'read_config', 'best_checkpoint', 'remove_checkpoint']
 
-# %% ../nbs/07d_run_folder.ipynb #folderimp
+# %% ../nbs/07d_run_folder.ipynb #f01d0012
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 def list_checkpoints(
     run: str | Path,  # the run's folder
 ) -> list[Path]:  # by step
-    "The whole checkpoints of a run."
+    "List the checkpoints of a run that are whole."
     whole = [path.parent for path in Path(run).glob("step-*/config.yaml")]
     return sorted(whole, key=lambda path: (len(path.name), path.name))
 
@@ -96,5 +97,5 @@ def remove_checkpoint(
     "Delete a checkpoint; a crash in between leaves it whole, or nothing that is called one."
     doomed = folder.with_name(f".tmp-{folder.name}")  # a name that the next save clears away
     shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
+    os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -9,7 +9,6 @@ __all__ = ['standard_error', 'ratio_standard_error', 'wilson_interval', 'story_r
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 # %% ../nbs/09a_statistics.ipynb #3916d7db

@@ -1,7 +1,9 @@
 "A run that is killed again and again, or runs out of disk, is the same run to the bit."
+
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 
@@ -11,7 +13,14 @@ from conftest import losses, name_run, steps, wait_for
 
 from llm_course.checkpoint import load_model, resolve_checkpoint
 
-TRAIN = ("llm_train", "--config", "tiny.yaml", "save_every=1", "train.eval_every=10", "model.dropout=0.1")   # dropout: random states count, too
+TRAIN = (
+    "llm_train",
+    "--config",
+    "tiny.yaml",
+    "save_every=1",
+    "train.eval_every=10",
+    "model.dropout=0.1",  # random states count, too
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,38 +32,57 @@ def straight(tokenized):
 
 
 def same(a, b):
-    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
     return a == b
 
 
+def state_of(folder):
+    return torch.load(folder / "training" / "state.pt", weights_only=True)
+
+
+def weights_of(folder):
+    return load_model(folder)[0].state_dict()
+
+
 def check(run, straight):
-    "Whatever bears the name of a checkpoint loads, and is what the undisturbed run saved at that step."
+    "Whatever bears the name of a checkpoint loads, and is what the undisturbed run saved there."
     for name in steps(run):
-        ours, theirs = (torch.load(folder / name / "training" / "state.pt", weights_only=True) for folder in (run, straight))
-        assert same(ours, theirs), name
-        ours, theirs = (load_model(folder / name)[0].state_dict() for folder in (run, straight))
-        assert same(ours, theirs), name
-    if steps(run): assert resolve_checkpoint(run).name in steps(run)[-2:]
+        assert same(state_of(run / name), state_of(straight / name)), name
+        assert same(weights_of(run / name), weights_of(straight / name)), name
+    if steps(run):
+        assert resolve_checkpoint(run).name in steps(run)[-2:]
 
 
-def validation(run): return [json.loads(line).get("valid_loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+def validation(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line).get("valid_loss") for line in lines]
 
 
-def being_saved(run): return run.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(run))
+def being_saved(run):
+    return run.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(run))
 
 
-def last_step(run): return int((steps(run) or ["step-0"])[-1].removeprefix("step-"))
+def last_step(run):
+    return int((steps(run) or ["step-0"])[-1].removeprefix("step-"))
+
+
+def resume(run):
+    return ["--resume"] if steps(run) else []
 
 
 def kill_once(shell, run, rng):
-    "Start or resume the run, and kill -9 it some steps later: while it saves, or at any moment. Returns whether it was saving."
+    "Start or resume the run, and kill -9 it some steps later. Returns whether it was saving."
     goal = min(last_step(run) + rng.randint(0, 3), 37)
-    process = shell.start(*TRAIN, f"name={run.name}", "keep=2", *["--resume"] * bool(steps(run)))
+    process = shell.start(*TRAIN, f"name={run.name}", "keep=2", *resume(run))
     try:
         wait_for(lambda: last_step(run) >= goal and run.is_dir(), process)
-        if rng.random() < 0.7: wait_for(lambda: being_saved(run), process)
+        if rng.random() < 0.7:
+            wait_for(lambda: being_saved(run), process)
         time.sleep(rng.choice([0, 0, 0.001, 0.005, rng.uniform(0, 0.05)]))
     finally:
         process.kill()
@@ -64,16 +92,47 @@ def kill_once(shell, run, rng):
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_again_and_again(tokenized, straight, kills):
-    run, rng, inside = name_run(tokenized, f"killed{kills}"), random.Random(kills), 0
+    run = name_run(tokenized, f"killed{kills}")
+    rng = random.Random(kills)
+    inside = 0
     for _ in range(kills):
         inside += kill_once(tokenized, run, rng)
         check(run, straight)
     assert inside, "no kill met a save"
-    tokenized.ok(*TRAIN, f"name={run.name}", "keep=2", *["--resume"] * bool(steps(run)))
+    tokenized.ok(*TRAIN, f"name={run.name}", "keep=2", *resume(run))
     check(run, straight)
     assert losses(run) == losses(straight) and len(losses(run)) == 40
-    assert validation(run) == validation(straight) and sum(loss is not None for loss in validation(run)) == 4
+    assert validation(run) == validation(straight)
+    assert sum(loss is not None for loss in validation(run)) == 4
     assert steps(run)[-1] == "step-0000040" and len(steps(run)) <= 3 and not being_saved(run)
+
+
+def finish(shell, run, straight):
+    "Resume a run that was stopped by a full disk, and compare it with the undisturbed one."
+    assert steps(run) and not being_saved(run)
+    check(run, straight)
+    shell.ok(*TRAIN, f"name={run.name}", "--resume")
+    check(run, straight)
+    assert losses(run) == losses(straight)
+
+
+def test_full_disk(tokenized, straight):
+    "A limit on the size of files, as `ulimit -f` sets it, stands in for a disk that is full."
+    run = name_run(tokenized, "limited")
+    shutil.copytree(straight, run)
+    before = steps(run)[:3]
+    for name in steps(run)[3:]:
+        shutil.rmtree(run / name)
+    (run / "latest").write_text(f"{before[-1]}\n")
+    whole = (run / before[-1] / "training" / "state.pt").stat().st_size
+    limited = ["bash", "-c", f'ulimit -f {whole // 2048}; exec "$@"', "bash"]
+    command = tokenized.command(*TRAIN, f"name={run.name}", "--resume")
+    where = {"cwd": tokenized.folder, "env": tokenized.env}
+    process = subprocess.run([*limited, *command], capture_output=True, text=True, **where)
+    said = process.stderr
+    assert process.returncode == 2 and "disk full" in said and "Traceback" not in said, said
+    assert said.count("\n") == 1 and steps(run) == before
+    finish(tokenized, run, straight)
 
 
 @pytest.fixture
@@ -81,19 +140,27 @@ def small_disk(tokenized):
     "A run's folder with room for two checkpoints and a half, and a function that enlarges it."
     run = name_run(tokenized, "disk")
     run.mkdir(parents=True)
-    mount = lambda options: subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", run], capture_output=True, text=True)
-    if (made := mount("size=1100k")).returncode: pytest.skip(f"a small tmpfs needs root: {made.stderr.strip()}")
-    yield run, lambda: mount("remount,size=64m")
-    subprocess.run(["umount", run], check=True)
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    owner = f"uid={os.getuid()},gid={os.getgid()}"
+
+    def mount(options):
+        command = [*as_root, "mount", "-t", "tmpfs", "-o", options, "tmpfs", run]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    try:
+        made = mount(f"size=1100k,{owner}")
+    except OSError as error:
+        pytest.skip(f"a small tmpfs needs root: {error}")
+    if made.returncode:
+        pytest.skip(f"a small tmpfs needs root: {made.stderr.strip()}")
+    yield run, lambda: mount(f"remount,size=64m,{owner}")
+    subprocess.run([*as_root, "umount", run], check=True)
 
 
-def test_full_disk(tokenized, straight, small_disk):
+def test_full_tmpfs(tokenized, straight, small_disk):
     run, enlarge = small_disk
-    code, out, err = tokenized(*TRAIN, "name=disk")
-    assert code == 2 and "disk full" in err and "Traceback" not in err and err.count("\n") == 1, err
-    assert steps(run) and not being_saved(run)
-    check(run, straight)
+    code, _, err = tokenized(*TRAIN, "name=disk")
+    assert code == 2 and "disk full" in err and "Traceback" not in err, err
+    assert err.count("\n") == 1
     assert enlarge().returncode == 0
-    tokenized.ok(*TRAIN, "name=disk", "--resume")
-    check(run, straight)
-    assert losses(run) == losses(straight)
+    finish(tokenized, run, straight)

@@ -49,7 +49,7 @@ def _make_sliders() -> dict[str, widgets.Widget]:
             **_WIDE,
         )
     options = [("off", 0), *((str(k), k) for k in _TOP_KS)]
-    sliders["top_k"] = widgets.SelectionSlider(options, value=0, description="top-k", **_WIDE)
+    sliders["top_k"] = widgets.SelectionSlider(options=options, value=0, description="top-k", **_WIDE)
     return sliders
 
 
@@ -117,7 +117,7 @@ class Playground(Explorer):
         self.drafts = Drafts(self.output, self.undo)
         self._asked: tuple[list[int], Any] | None = None  # ids, and what the model said after them
         sliders = _make_sliders()
-        controls = {
+        controls: dict[str, Any] = {
             "prompt": text_box(prompt, "prompt", "4.5em"),
             **sliders,
             "length": widgets.IntSlider(

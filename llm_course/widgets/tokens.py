@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['replay_merges', 'Token', 'read_tokens', 'token_name', 'TokenizerExplorer']
 
-# %% ../../nbs/support/widgets/tokens.ipynb #26afa205
+# %% ../../nbs/support/widgets/tokens.ipynb #e2c226d1
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import anywidget
 import ipywidgets as widgets
-import regex
 import traitlets
 
-from ..bpe import PATTERNS, BPETokenizer
+from ..bpe import BPETokenizer
+from ..texts import special_pattern, split_pieces
 from ..tokenizer import decode_stream
 from ..viz_text import show_token
 from .base import Explorer, static_file, text_box
@@ -43,14 +43,6 @@ def _grow(
     return grown
 
 # %% ../../nbs/support/widgets/tokens.ipynb #60c96600
-def _split_special(bpe: BPETokenizer, text: str) -> Iterator[tuple[str, bool]]:
-    "The stretches of plain text and the special tokens (True) between them."
-    longest_first = sorted(bpe.special_tokens, key=len, reverse=True)
-    names = "|".join(regex.escape(name) for name in longest_first)
-    for i, part in enumerate(regex.split(f"({names or '(?!)'})", text)):
-        yield part, i % 2 == 1
-
-
 def replay_merges(
     bpe: BPETokenizer,
     text: str,                       # with special tokens, if you like
@@ -58,14 +50,13 @@ def replay_merges(
     """Byte-pair encoding replayed, from bytes to what `bpe.encode` makes of a text, merge by merge.
     Special tokens are whole from the start. ValueError, from `encode`, for what is no text."""
     bpe.encode(text)
-    pattern = PATTERNS.get(bpe.pattern, bpe.pattern)
     rank = {pair: n for n, pair in enumerate(bpe.merges)}
     grown = []  # of each pre-token
-    for part, is_special in _split_special(bpe, text):
-        if is_special:
+    for i, part in enumerate(special_pattern(bpe.special_tokens).split(text)):
+        if i % 2:  # plain text and special tokens alternate
             grown.append({0: [part.encode()]})
         else:
-            grown += [_grow(piece.encode(), rank) for piece in regex.findall(pattern, part)]
+            grown += [_grow(piece.encode(), rank) for piece in split_pieces(part, bpe.pattern)]
     now = [[] for _ in grown]
     steps = []
     for n in sorted({0}.union(*grown)):
@@ -262,12 +253,12 @@ class TokenizerExplorer(Explorer):
     def __init__(
         self,
         tokenizer: Any,  # any tokenizer of the course
-        text: str = "the cat sat on the mat",
+        text: str = "the cat sat on the mat",  # at first
     ):
         self.tokenizer = tokenizer
         self.count = widgets.HTML()
         self.strip = _TokenStrip()
-        controls = {"text": text_box(text, height="5.5em")}
+        controls: dict[str, Any] = {"text": text_box(text, height="5.5em")}
         self.replay = _Replay(tokenizer) if _has_merges(tokenizer) else None
         if self.replay:
             controls["step"] = self.replay.slider
