@@ -16,7 +16,6 @@ import tiktoken
 
 from llm_course.merges import (
     PieceEncoder,
-    count_pieces,
     gpt2_files,
     learn_merges,
     merged_tokens,
@@ -28,6 +27,7 @@ from llm_course.texts import (
     check_pattern,
     check_special_tokens,
     check_text,
+    count_pieces,
     each_text,
     gather_texts,
     special_spans,

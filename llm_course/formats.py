@@ -174,7 +174,7 @@ def from_hf(
 
 # %% ../nbs/01b_formats.ipynb #bb102d11
 def to_tiktoken(
-    tokenizer: BPETokenizer,
+    tokenizer: BPETokenizer,   # whose ids follow the order of its merges
     name: str = "llm_course",  # what the encoding is called
 ) -> tiktoken.Encoding:
     """tiktoken's encoding with the same ids. Raises ValueError where there is none: tiktoken

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['END_OF_TEXT', 'PATTERNS', 'utf8', 'check_text', 'each_text', 'check_special_tokens', 'special_pattern',
-           'special_spans', 'split_pieces', 'check_pattern', 'text_blocks', 'gather_texts']
+           'special_spans', 'split_pieces', 'check_pattern', 'text_blocks', 'gather_texts', 'count_pieces']
 
 # %% ../nbs/01e_texts.ipynb #01e00003
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import regex
+
+from .workers import map_in_processes
 
 # %% ../nbs/01e_texts.ipynb #e4221907
 def utf8(text: str) -> bytes:
@@ -116,10 +120,8 @@ def split_pieces(
     return regex.findall(PATTERNS[pattern], text)
 
 
-def check_pattern(
-    pattern: str,
-) -> None:
-    "Raises ValueError if PATTERNS has no pattern of this name."
+def check_pattern(pattern: str) -> None:
+    "Check of a name. Raises ValueError if PATTERNS has no `pattern` of this name."
     if pattern not in PATTERNS:
         raise ValueError(f"pattern {pattern!r} is unknown: choose one of {', '.join(PATTERNS)}.")
 
@@ -159,3 +161,38 @@ def gather_texts(
         n_characters += len(text) + 1  # so that empty texts fill a batch too
     if batch:
         yield batch
+
+# %% ../nbs/01e_texts.ipynb #01d00013
+def _plain_blocks(texts: Iterable[str], special: re.Pattern, size: int) -> Iterator[str]:
+    "What stands between the special tokens of all texts, in blocks."
+    for text in each_text(texts):
+        for begin, end, is_special in special_spans(text, special):
+            if not is_special:
+                yield from text_blocks(text, size, begin, end)
+
+# %% ../nbs/01e_texts.ipynb #8e4bf7f5
+def _count_batch(texts: list[str], pattern: str) -> Counter[str]:
+    "How often each piece occurs in plain texts; small blocks, since most are ASCII then."
+    counts = Counter()
+    for text in texts:
+        for block in text_blocks(text, size=1 << 12):
+            counts.update(split_pieces(block, pattern))
+    return counts
+
+
+def count_pieces(
+    texts: Iterable[str],           # read once, one at a time
+    pattern: str,                   # a name in PATTERNS
+    special_tokens: Iterable[str],  # cut out of the texts: no piece holds one
+    processes: int | None = None,   # None: one a core, once there are more than `alone` batches
+    alone: int = 8,                 # batches of about 4 million characters
+) -> dict[bytes, int]:
+    """Piece counts: how often each piece occurs, as UTF-8. Memory grows with the different pieces,
+    not with the text. Raises TypeError for one str, ValueError for a lone surrogate."""
+    size = 1 << 22
+    batches = gather_texts(_plain_blocks(texts, special_pattern(special_tokens), size), size)
+    count = partial(_count_batch, pattern=pattern)
+    counts = Counter()
+    for part in map_in_processes(count, batches, processes, alone):
+        counts.update(part)
+    return {utf8(piece): n for piece, n in counts.items()}

@@ -4,8 +4,8 @@ import tracemalloc
 from collections import deque
 
 from llm_course.bpe import BPETokenizer
-from llm_course.merges import count_pieces
 from llm_course.sources import load_documents
+from llm_course.texts import count_pieces
 
 
 def half_a_million_characters() -> str:
