@@ -45,19 +45,14 @@ def _check_vocab(
     special_tokens: list[str],
 ) -> None:
     "Raises ValueError for a vocabulary that could not encode every text, in one way."
-    plain = merged_tokens(merges)
-    for token in special_tokens:
-        if utf8(token) in plain:
-            raise ValueError(
-                f"special token {token!r} is an ordinary token too: choose a text like '<|name|>'."
-            )
     n = len(vocab)
     if set(vocab) != set(range(n)):
-        raise ValueError(f"the {n} ids of vocab must be 0 to {n - 1}, none missing: number them so.")
+        raise ValueError(f"the {n} ids of vocab are not 0 to {n - 1}, none missing: number them so.")
     held = set(vocab.values())
     if len(held) < n:
         raise ValueError("vocab gives one token two ids: give each token one.")
-    lacking = {token for pair in merges for token in pair}.union(plain) - held
+    plain = set(merged_tokens(merges))
+    lacking = plain.union(chain.from_iterable(merges)) - held
     if lacking:
         raise ValueError(
             f"vocab lacks the token {min(lacking)!r}: it must hold all 256 bytes, and the parts "
@@ -65,22 +60,32 @@ def _check_vocab(
         )
     if len(set(merges)) < len(merges):
         raise ValueError("merges lists one pair twice: list each once.")
+    for token in special_tokens:
+        if utf8(token) in plain or _MARK in token:
+            raise ValueError(
+                f"special token {token!r} is an ordinary token too: choose a text like '<|name|>'."
+            )
 
 # %% ../nbs/01a_bpe.ipynb #01a00009
 # Stands between texts that are encoded together: Unicode keeps this character for programs.
 _MARK = "\U0010ffff"
-_LONGEST = 100_000  # characters: in a million blanks tiktoken's pattern fails
 _BLOCK = 1 << 15    # characters that are encoded at once
+_LONGEST = 100_000  # a block of more has no place to cut; in a million blanks tiktoken fails
 
 
 class _RankEncoder:
-    "tiktoken with the numbers of merges for ranks. Raises ValueError if it cannot read the pattern."
+    """Byte-pair encoding by tiktoken, with the numbers of merges for ranks.
+    Raises ValueError if it cannot read the pattern."""
 
-    def __init__(self, merges, pattern: str, ids: list[int], n_ids: int):
+    def __init__(
+        self,
+        merges: list[tuple[bytes, bytes]],
+        pattern: str,
+        ids: list[int],  # the id of each byte, of what each merge makes, and of the mark
+    ):
         ranks = {token: rank for rank, token in enumerate(merged_tokens(merges))}
-        self.mark_id = n_ids
-        self.id_of_rank = np.array([*ids, self.mark_id], np.uint32)
-        self.tiktoken = tiktoken.Encoding(
+        self.id_of_rank = np.array(ids, np.uint32)
+        self.encoding = tiktoken.Encoding(
             "llm_course",
             pat_str=PATTERNS[pattern],
             mergeable_ranks=ranks,
@@ -88,25 +93,19 @@ class _RankEncoder:
         )
 
     def encode(self, text: str, marks: bool = False) -> np.ndarray:
-        "The ids of `text`; with `marks`, those of several texts with the mark's id between."
+        "The ids of `text`; with `marks`, of the texts between marks, and an id for each mark."
         if not text.isascii():
             utf8(text)  # a lone surrogate is refused
         special = {_MARK} if marks else set()
-        ranks = self.tiktoken.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        ranks = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         return self.id_of_rank[ranks]
 
-    def join(self, texts: list[str]) -> str | None:
-        "The texts with marks between; None for one text, and where a text itself holds the mark."
-        joined = _MARK.join(texts)
-        together = len(texts) > 1 and joined.count(_MARK) == len(texts) - 1
-        return joined if together else None
 
-    def encode_each(self, joined: str) -> list[np.ndarray]:
-        "The ids of each text that `join` has joined."
-        ids = self.encode(joined, marks=True)
-        marks = np.flatnonzero(ids == self.mark_id).tolist()
-        begins = [0, *(i + 1 for i in marks)]
-        return [ids[begin:end] for begin, end in zip(begins, [*marks, len(ids)])]
+def _join(texts: list[str]) -> str | None:
+    "The texts with marks between; None for one text, and where a text itself holds the mark."
+    joined = _MARK.join(texts)
+    together = len(texts) > 1 and joined.count(_MARK) == len(texts) - 1
+    return joined if together else None
 
 # %% ../nbs/01a_bpe.ipynb #c4a4741f
 class BPETokenizer(Tokenizer):
@@ -172,51 +171,72 @@ class BPETokenizer(Tokenizer):
     def ranks_decide(self) -> bool:
         "Whether joining by ranks of bytes, as tiktoken does, gives this tokenizer's ids."
         tokens = merged_tokens(self.merges)
-        if len(set(tokens)) < len(tokens):
-            return False
-        return all(self._pieces.encode(token) == [self._id_of[token]] for token in tokens)
+        encode = self._pieces.encode
+        different = len(set(tokens)) == len(tokens)
+        return different and all(encode(token) == [self._id_of[token]] for token in tokens)
 
     @cached_property
-    def _by_rank(self) -> _RankEncoder | None:
+    def _tiktoken(self) -> _RankEncoder | None:
         "None where tiktoken would give other ids or cannot read the pattern."
-        if not self.ranks_decide or _MARK in "".join(self.special_tokens):
+        if not self.ranks_decide:
             return None
         ids = [self._id_of[token] for token in merged_tokens(self.merges)]
         try:
-            return _RankEncoder(self.merges, self.pattern, ids, self.vocab_size)
+            return _RankEncoder(self.merges, self.pattern, [*ids, self.vocab_size])
         except ValueError:
             return None
 
+    def _encode_plainly(self, text: str, marks: bool = False) -> list[int]:
+        ids = []
+        for part in text.split(_MARK) if marks else [text]:
+            for piece in split_pieces(part, self.pattern):
+                ids += self._pieces.encode(utf8(piece))
+            ids.append(self.vocab_size)
+        return ids[:-1]
+
     def _encode_block(self, text: str, marks: bool = False) -> np.ndarray:
-        if self._by_rank is not None and len(text) <= _LONGEST:
-            return self._by_rank.encode(text, marks)
-        pieces = split_pieces(text, self.pattern)
-        return np.array([i for p in pieces for i in self._pieces.encode(utf8(p))], np.uint32)
+        "The ids of a block; with `marks`, the mark's id, vocab_size, between texts."
+        if self._tiktoken is None or len(text) > _LONGEST:
+            return np.array(self._encode_plainly(text, marks), np.uint32)
+        return self._tiktoken.encode(text, marks)
+
+    def _encode_text(self, text: str) -> np.ndarray:
+        blocks = map(self._encode_block, text_blocks(text, _BLOCK))
+        return np.concatenate([np.empty(0, np.uint32), *blocks])
+
+    def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        joined = _join(texts)
+        if joined is None:
+            return list(map(self._encode_text, texts))
+        ids = self._encode_block(joined, marks=True)
+        marks = np.flatnonzero(ids == self.vocab_size).tolist()
+        begins = [0, *(i + 1 for i in marks)]
+        return [ids[begin:end] for begin, end in zip(begins, [*marks, len(ids)])]
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text`, in which special tokens are plain text: what documents and prompts go
         through. Raises TypeError if it is no str, ValueError for a lone surrogate."""
-        ids = []
-        for block in text_blocks(check_text(text), _BLOCK):
-            ids += self._encode_block(block).tolist()
-        return ids
-
-    def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
-        joined = self._by_rank and self._by_rank.join(texts)
-        if self._by_rank and joined:
-            return self._by_rank.encode_each(joined)
-        return [np.array(self.encode_ordinary(text), np.uint32) for text in texts]
+        return self._encode_text(check_text(text)).tolist()
 
     def encode_batch(
         self,
         texts: Iterable[str],        # read as results are taken
         threads: int | None = None,  # None: one a core
     ) -> Iterator[np.ndarray]:       # (n_tokens,) uint32 for each text, in order
-        "The ids of `encode_ordinary(text)` for each text. Raises TypeError for one str."
+        """The ids of `encode_ordinary(text)` for each text. Raises TypeError for one str,
+        ValueError for a lone surrogate."""
         batches = gather_texts(each_text(texts), _BLOCK)
         return chain.from_iterable(map_in_threads(self._encode_texts, batches, threads))
 
-    def _stream(self, text: str, marks: bool = False) -> Iterator[int]:
+    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
+        """The ids of `encode(text)` for each of `texts` in turn, one by one, in constant memory.
+        Raises TypeError for one str, ValueError for a lone surrogate."""
+        for batch in gather_texts(each_text(texts), _BLOCK):
+            joined = _join(batch)
+            for text in batch if joined is None else [joined]:
+                yield from self._stream(text, marks=joined is not None)
+
+    def _stream(self, text: str, marks: bool) -> Iterator[int]:
         for begin, end, is_special in special_spans(text, self._special_pattern):
             if is_special:
                 yield self.special_ids[text[begin:end]]
@@ -224,16 +244,6 @@ class BPETokenizer(Tokenizer):
             for block in text_blocks(text, _BLOCK, begin, end):
                 ids = self._encode_block(block, marks)
                 yield from ids[ids < self.vocab_size].tolist()
-
-    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of `encode(text)` for each of `texts` in turn, one by one, in constant memory.
-        Raises TypeError for one str, ValueError for a lone surrogate."""
-        for batch in gather_texts(each_text(texts), _BLOCK):
-            joined = self._by_rank and self._by_rank.join(batch)
-            if joined:
-                yield from self._stream(joined, marks=True)
-            else:
-                yield from chain.from_iterable(map(self._stream, batch))
 
     def _decode(self, ids):
         return b"".join([self.vocab[i] for i in ids]).decode("utf-8", errors="replace")

@@ -8,7 +8,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
 import math
 import warnings
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,58 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from .files import atomic_file, atomic_folder, check_sums, sync_folder, write_sums
-from .files import tidy_folder
+from llm_course.files import (
+    atomic_file,
+    atomic_folder,
+    check_sums,
+    sync_folder,
+    tidy_folder,
+    write_sums,
+)
 from .formats import load_tokenizer
 from .gpt import GPT, GPTConfig, unwrap
-from .run_folder import best_checkpoint, list_checkpoints, read_config
-from .run_folder import remove_checkpoint, resolve_checkpoint
-from .run_state import load_weights, read_weights, rng_state
-from .run_state import set_rng_state, unique_state_dict
+from llm_course.run_folder import (
+    best_checkpoint,
+    list_checkpoints,
+    read_config,
+    remove_checkpoint,
+    resolve_checkpoint,
+)
+from llm_course.run_state import (
+    load_weights,
+    read_weights,
+    rng_state,
+    set_rng_state,
+    unique_state_dict,
+)
 from .sources import project_root
 
 # %% ../nbs/07b_checkpoint.ipynb #c99a23c3
+def _plain(section) -> Any:
+    "A dataclass as a mapping; anything else as it is."
+    if is_dataclass(section) and not isinstance(section, type):
+        return asdict(section)
+    return section
+
+
 def _sections(config) -> dict:
-    """A config as sections of plain values: None, a mapping of sections, a dataclass of sections,
-    or one dataclass (then `train`)."""
-    if config is None:
-        return {}
-    if is_dataclass(config):
-        parts = {field.name: getattr(config, field.name) for field in fields(config)}
-        is_nested = any(is_dataclass(part) for part in parts.values())
-        config = parts if is_nested else {"train": config}
-    return {name: asdict(x) if is_dataclass(x) else x for name, x in config.items()}
+    "A config as sections of plain values: a dataclass without sections is the section `train`."
+    sections = {name: _plain(x) for name, x in (_plain(config) or {}).items()}
+    if is_dataclass(config) and not any(isinstance(x, dict) for x in sections.values()):
+        return {"train": sections}
+    return sections
+
+
+def _write_config(path: Path, step: int, model: nn.Module, config, valid_loss) -> None:
+    sections: dict[str, Any] = {"format": 2, "step": step}
+    if valid_loss is not None:
+        sections["valid_loss"] = float(valid_loss)
+    sections |= _sections(config)
+    shape = getattr(unwrap(model), "config", None)
+    if is_dataclass(shape):
+        sections["model"] = _plain(shape)
+    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 # %% ../nbs/07b_checkpoint.ipynb #a44344ba
 def _check_tokenizer(model: nn.Module, tokenizer) -> None:
@@ -52,32 +83,15 @@ def _check_tokenizer(model: nn.Module, tokenizer) -> None:
         )
 
 # %% ../nbs/07b_checkpoint.ipynb #367560a7
-def _fill(folder: Path, step: int, model, tokenizer, optimizer, batches, config, valid_loss) -> None:
-    "Write every file of a checkpoint into an empty folder."
-    weights = {name: x.contiguous() for name, x in unique_state_dict(model).items()}
-    save_file(weights, folder / "model.safetensors")
-    if tokenizer is not None:
-        tokenizer.save(folder)
-    if optimizer is not None or batches is not None:
-        state = {
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
-            "batches": None if batches is None else batches.state_dict(),
-            "step": step,
-            "random": rng_state(),
-            "threads": torch.get_num_threads(),
-        }
-        (folder / "training").mkdir()
-        torch.save(state, folder / "training" / "state.pt")
-    write_sums(folder, leave_out=("config.yaml",))  # to which a person may add notes
-    sections = {"format": 2, "step": step}
-    if valid_loss is not None:
-        sections["valid_loss"] = float(valid_loss)
-    sections |= _sections(config)
-    shape = getattr(unwrap(model), "config", None)
-    if is_dataclass(shape):
-        sections["model"] = asdict(shape)
-    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+def _write_training(path: Path, step: int, **parts) -> None:
+    "What going on needs besides the weights: the state of the parts, and of the generators."
+    state: dict[str, Any] = dict.fromkeys(parts)
+    for name, part in parts.items():
+        if part is not None:
+            state[name] = part.state_dict()
+    state |= {"step": step, "random": rng_state(), "threads": torch.get_num_threads()}
+    path.parent.mkdir()
+    torch.save(state, path)
 
 # %% ../nbs/07b_checkpoint.ipynb #f4a82614
 def _prune(latest: Path, keep: int) -> None:
@@ -93,7 +107,7 @@ def save_checkpoint(
     run: str | Path,  # the run's folder, made where it is missing
     step: int,  # optimizer steps done so far
     model: nn.Module,  # where its `config` is a dataclass, that is saved too
-    tokenizer,  # its files stand beside the weights; None for none
+    tokenizer=None,  # its files stand beside the weights; None: there is none
     optimizer=None,  # with state_dict(); where this and batches are None, there is no training/
     batches=None,  # with state_dict()
     config=None,  # a mapping of sections, a dataclass of sections, or one dataclass: `train`
@@ -115,8 +129,17 @@ def save_checkpoint(
     tidy_folder(run)  # what a killed process left
     try:
         with atomic_folder(final) as folder:
-            _fill(folder, step, model, tokenizer, optimizer, batches, config, valid_loss)
-    except (RuntimeError, SafetensorError) as error:  # so a full disk shows in torch and safetensors
+            weights = unique_state_dict(model)
+            weights = {name: x.contiguous() for name, x in weights.items()}
+            save_file(weights, folder / "model.safetensors")
+            if tokenizer is not None:
+                tokenizer.save(folder)
+            if optimizer is not None or batches is not None:
+                path = folder / "training" / "state.pt"
+                _write_training(path, step, optimizer=optimizer, batches=batches)
+            write_sums(folder, leave_out=("config.yaml",))  # to which a person may add notes
+            _write_config(folder / "config.yaml", step, model, config, valid_loss)
+    except (RuntimeError, SafetensorError) as error:  # a full disk, as these libraries tell it
         raise OSError(
             f"{final} was not saved ({error}): is the disk full? Checkpoints before it are whole."
         ) from error
@@ -146,14 +169,26 @@ def _read_state(path: Path) -> dict:
     return state
 
 
-def _load_part(path: Path, name: str, part, stored) -> None:
-    "Hand a stored state to the optimizer or the batches."
-    if stored is None:
-        raise ValueError(f"{path} holds no state for the {name}: it was saved without one.")
-    try:
-        part.load_state_dict(stored)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit the {name}: {error}") from None
+def _load_training(path: Path, **parts) -> None:
+    "Hand the stored states to the parts that want them, and put the random generators back."
+    state = _read_state(path)
+    for name, part in parts.items():
+        if part is None:
+            continue
+        if state[name] is None:
+            raise ValueError(f"{path} holds no state for the {name}: it was saved without one.")
+        try:
+            part.load_state_dict(state[name])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not fit the {name}: {error}") from None
+    set_rng_state(state["random"])
+    n_threads = torch.get_num_threads()
+    if state["threads"] != n_threads:
+        warnings.warn(
+            f"this run was saved with {state['threads']} threads and goes on with {n_threads}: "
+            f"results may differ in the last bits.",
+            stacklevel=3,
+        )
 
 # %% ../nbs/07b_checkpoint.ipynb #70e08ef7
 def load_checkpoint(
@@ -168,24 +203,12 @@ def load_checkpoint(
     Raises FileNotFoundError or ValueError naming the file."""
     folder = resolve_checkpoint(folder)
     step = read_config(folder)["step"]
-    training = optimizer is not None or batches is not None
-    check_sums(folder, skip=() if training else ("training/",))
-    path = folder / "training" / "state.pt"
-    state = _read_state(path) if training else {}
+    only_weights = optimizer is None and batches is None
+    check_sums(folder, skip=("training/",) if only_weights else ())
     weights = read_weights(model, folder / "model.safetensors")
-    if batches is not None:
-        _load_part(path, "batches", batches, state["batches"])
-    if optimizer is not None:
-        _load_part(path, "optimizer", optimizer, state["optimizer"])
-    if training:
-        set_rng_state(state["random"])
-        n_threads = torch.get_num_threads()
-        if state["threads"] != n_threads:
-            warnings.warn(
-                f"this run was saved with {state['threads']} threads and goes on with {n_threads}: "
-                f"results may differ in the last bits.",
-                stacklevel=2,
-            )
+    if not only_weights:
+        path = folder / "training" / "state.pt"
+        _load_training(path, batches=batches, optimizer=optimizer)
     load_weights(model, weights)
     return step
 
@@ -223,7 +246,7 @@ def load_model(
 
     Raises FileNotFoundError or ValueError naming the file."""
     folder = resolve_checkpoint(bundled_model() if folder is None else folder)
-    section = read_config(folder).get("model")
+    section: Any = read_config(folder).get("model")
     check_sums(folder, skip=("training/",))
     try:
         model = GPT(GPTConfig(**section))

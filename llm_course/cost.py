@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .choices import default_d_ff
 from .gpt import GPT, GPTConfig
 
 # %% ../nbs/05b_cost.ipynb #47cd55a2
@@ -94,9 +95,8 @@ def training_memory(
 ) -> Memory:                     # bytes
     """Training memory of a model of this `config`, by counting. Attention's own T×T weights are
     never stored (Dao et al. 2022), but a mask or a bias is."""
-    model = _on_meta(config)
-    weights = bytes_per_number * parameter_count(model)
-    d_ff = model.blocks[0].mlp.down_proj.in_features
+    weights = bytes_per_number * parameter_count(_on_meta(config))
+    d_ff = config.d_ff or default_d_ff(config.mlp, config.d_model)
     numbers = batch_size * seq_len * _kept_per_token(config, d_ff)
     if config.position_encoding == "rope":
         numbers += seq_len * config.head_size

@@ -24,7 +24,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on another `device`."
-        return Batch(*(None if x is None else x.to(device) for x in self))
+        document_ids = self.document_ids
+        if document_ids is not None:
+            document_ids = document_ids.to(device)
+        return Batch(self.ids.to(device), self.targets.to(device), document_ids)
 
 # %% ../nbs/06_dataloader.ipynb #4de237e3
 def pack_best_fit(
@@ -97,7 +100,7 @@ class PackedRows:
         self.pieces = np.fromiter(chain.from_iterable(packed), np.int64)  # the piece in each slot
         self.sizes = np.array([len(row) for row in packed], np.int64)  # slots in each row
         self.first = np.cumsum(self.sizes) - self.sizes  # each row's first slot
-        self.numbers = _ranges(np.zeros_like(self.sizes), self.sizes)  # a slot's in its row: 0, 1, …
+        self.numbers = _ranges(np.zeros_like(self.sizes), self.sizes)  # within a row: 0, 1, …
         self.slot_lengths = self.lengths[self.pieces]
         before = np.cumsum(self.slot_lengths) - self.slot_lengths
         self.columns = before - np.repeat(before[self.first], self.sizes)  # where a slot begins
@@ -142,7 +145,8 @@ class PackedRows:
         ids[place] = tokens[source]
         targets[place] = tokens[source + 1]
         document_ids[place] = np.repeat(self.numbers[slots], lengths)
-        return Batch(*(torch.from_numpy(x).view(batch_size, T) for x in (ids, targets, document_ids)))
+        parts = (ids, targets, document_ids)
+        return Batch(*(torch.from_numpy(x).view(batch_size, T) for x in parts))
 
 # %% ../nbs/06_dataloader.ipynb #0be5b2b6
 _POSITION = ("epoch", "step", "seed", "shuffle")  # what a stored position is, besides its sizes
@@ -241,8 +245,8 @@ class Batches:
         for name, own in self.state_dict().items():
             if name not in state or (name not in _POSITION and state[name] != own):
                 raise ValueError(
-                    f"the stored position has {name} = {state.get(name)}, these batches have {own}: "
-                    f"continue with the data and sizes of that run, or begin a new one."
+                    f"the stored position has {name} = {state.get(name)}, these batches have "
+                    f"{own}: continue with the data and sizes of that run, or begin a new one."
                 )
         for name in _POSITION:
             setattr(self, name, state[name])

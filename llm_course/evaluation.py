@@ -63,8 +63,8 @@ def _document_rows(model: GPT, tokenizer, documents: Iterable[str]) -> list[Tens
 # %% ../nbs/09_evaluation.ipynb #64146083
 @torch.no_grad()
 def document_losses(
-    model: GPT,
-    tokenizer,
+    model: GPT,                      # or any module from ids to logits, with a config
+    tokenizer,                       # the model's
     documents: Iterable[str],        # each at most max_seq_len tokens long
     batch_size: int = 32,            # documents at once
 ) -> tuple[list[float], list[int]]:  # nats of each document, and over how many targets
@@ -103,8 +103,8 @@ class FloorGap:
 
 # %% ../nbs/09_evaluation.ipynb #f67b6027
 def floor_gap(
-    model: GPT,
-    tokenizer,
+    model: GPT,              # trained on Tales
+    tokenizer,               # the model's
     stories: Sequence[str],  # of Tales, held out; at least 2
     batch_size: int = 32,    # stories at once
 ) -> FloorGap:
@@ -136,11 +136,11 @@ def floor_gap(
 
 # %% ../nbs/09_evaluation.ipynb #4948f6a4
 def sample_stories(
-    model: GPT,
-    tokenizer,
-    n: int,                             # stories
+    model: GPT,                         # the one that writes
+    tokenizer,                          # the model's, with an end-of-text token
+    n: int,                             # how many
     temperature: float = 1.0,           # 0: always the likeliest token
-    seed: int = 0,
+    seed: int = 0,                      # of the draws
     batch_size: int = 64,               # stories written at once
     max_new_tokens: int | None = None,  # None: what the model can read at once
     **settings,                         # top_k, top_p, min_p, …: see SamplingParams

@@ -36,7 +36,7 @@ class Family:
     window: str | None = None  # config.json's key that turns a sliding window on; None: no window
     defaults: dict[str, Any] = field(default_factory=dict)  # of keys that config.json leaves out
     allowed_values: dict[str, tuple] = field(default_factory=dict)  # by key; we write the first
-    same_value: dict[str, str] = field(default_factory=dict)  # key → another that must say the same
+    same_value: dict[str, str] = field(default_factory=dict)  # key → another that must agree
     dropouts: tuple[str, ...] = ("attention_dropout",)  # we write 0: ours is another
     ignored_tensors: tuple[str, ...] = ()  # patterns of names that are stored and not needed
     conv1d: bool = False  # matrices inside blocks are (in, out)

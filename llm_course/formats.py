@@ -65,6 +65,7 @@ def to_hf(
             f"train with one of {', '.join(_PRE_TOKENIZERS)}."
         )
     special = {i: token for token, i in tokenizer.special_ids.items()}
+    words = {i: spell(token) for i, token in tokenizer.vocab.items()} | special
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     model = {
         "type": "BPE",
@@ -75,7 +76,7 @@ def to_hf(
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": False,
-        "vocab": {special.get(i) or spell(token): i for i, token in tokenizer.vocab.items()},
+        "vocab": {word: i for i, word in words.items()},
         "merges": [[spell(a), spell(b)] for a, b in tokenizer.merges],
     }
     parts = {
@@ -120,10 +121,8 @@ def _without_offsets(pre_tokenizer: dict | None) -> dict:
 def _find_pattern(pre_tokenizer: dict | None) -> str | None:
     "The name of the pattern that a pre-tokenizer cuts by; None if it is none of ours."
     wanted = _without_offsets(pre_tokenizer)
-    for name, ours in _PRE_TOKENIZERS.items():
-        if _without_offsets(ours) == wanted:
-            return name
-    return None
+    same = (name for name, ours in _PRE_TOKENIZERS.items() if _without_offsets(ours) == wanted)
+    return next(same, None)
 
 
 def _is_unlike_ours(added_token: dict) -> bool:
@@ -135,17 +134,15 @@ def _is_unlike_ours(added_token: dict) -> bool:
 def _unknown_to_us(facts: dict) -> list[str]:
     "What a parsed tokenizer.json does and BPETokenizer does not."
     model = facts["model"]
-    unknown = []
-    if model.get("type", "BPE") != "BPE":
-        unknown.append(f"a {model['type']} model")
-    unknown += [name for name in _UNKNOWN_PARTS if model.get(name)]
-    if facts.get("normalizer"):
-        unknown.append("a normalizer")
-    odd_tokens = filter(_is_unlike_ours, facts["added_tokens"])
-    unknown += [f"the added token {token['content']!r}" for token in odd_tokens]
-    if _find_pattern(facts["pre_tokenizer"]) is None:
-        unknown.append("another pre-tokenizer")
-    return unknown
+    kind = model.get("type", "BPE")
+    found = {f"a {kind} model": kind != "BPE"}
+    for part in _UNKNOWN_PARTS:
+        found[part] = bool(model.get(part))
+    found["a normalizer"] = bool(facts.get("normalizer"))
+    for token in facts["added_tokens"]:
+        found[f"the added token {token['content']!r}"] = _is_unlike_ours(token)
+    found["another pre-tokenizer"] = _find_pattern(facts["pre_tokenizer"]) is None
+    return [what for what, is_there in found.items() if is_there]
 
 
 def from_hf(
@@ -198,7 +195,12 @@ def to_tiktoken(
     )
 
 # %% ../nbs/01b_formats.ipynb #203aa9c9
-KINDS = {cls.kind: cls for cls in (CharTokenizer, BPETokenizer, SentencePieceTokenizer, HFTokenizer)}
+KINDS: dict[str, type[Tokenizer]] = {
+    "char": CharTokenizer,
+    "bpe": BPETokenizer,
+    "sentencepiece": SentencePieceTokenizer,
+    "hf": HFTokenizer,
+}
 _FOREIGN_FILES = {  # found in a folder that another library wrote
     "tokenizer.json": HFTokenizer,
     "merges.txt": lambda path: from_gpt2(path.parent),
@@ -226,7 +228,8 @@ def _read_folder(folder: Path) -> Tokenizer:
 def load_tokenizer(
     folder: str | Path,  # where `save` wrote a tokenizer, or one with another library's files
 ) -> Tokenizer:          # of the kind that was saved, and equal to it
-    "Read a saved tokenizer. Raises FileNotFoundError for a missing file, ValueError for a damaged one."
+    """Read a saved tokenizer. Raises FileNotFoundError where a file is missing, ValueError where
+    one is damaged, or was written by version 0.1."""
     try:
         return _read_folder(Path(folder))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -17,7 +17,7 @@ from .positions import RopeScaling
 
 # %% ../nbs/11b_hfconfig.ipynb #fc38ee28
 def read_json(
-    path: Path,
+    path: Path,  # of a JSON file in a Hugging Face folder
 ) -> dict:
     """JSON object of a file. FileNotFoundError where there is none, ValueError where it is
     damaged."""
@@ -178,7 +178,7 @@ def _canonical(config: GPTConfig) -> GPTConfig:
 
 
 def config_to_hf(
-    config: GPTConfig,
+    config: GPTConfig,  # our model's
     kind: str,  # a name in FAMILIES
 ) -> dict:  # what config.json says
     "Hugging Face config of a GPTConfig, as well as the family can say it."
@@ -198,9 +198,9 @@ def config_to_hf(
 
 # %% ../nbs/11b_hfconfig.ipynb #6f1f50db
 def unsupported(
-    config: GPTConfig,
+    config: GPTConfig,  # our model's
     kind: str,  # a name in FAMILIES
-) -> list[str]:
+) -> list[str]:  # name=value of each
     "Unsupported choices: those of this config that a family cannot express; none: it can."
     if FAMILIES[kind].heads_divide and config.d_model % config.n_heads:
         return [f"d_head={config.d_head}"]
@@ -212,7 +212,7 @@ def unsupported(
 
 
 def choose_family(
-    config: GPTConfig,
+    config: GPTConfig,  # our model's
 ) -> str:  # its name in FAMILIES
     """Family of a model: the first that can express it. ValueError that names what stands in the
     way of the closest, where none can."""

@@ -160,7 +160,7 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def open_weights(
-    folder: Path,
+    folder: Path,  # with weights in one file or several
 ) -> dict[str, LazyTensor]:
     """Lazy tensors of a folder by name: safetensors, else pickles that hold no code. ValueError
     where a file is damaged, FileNotFoundError where there is none."""
@@ -177,8 +177,8 @@ def open_weights(
 
 # %% ../nbs/11c_hfweights.ipynb #e19bd114
 def complete_names(
-    stored: dict[str, LazyTensor],
-    family: Family,
+    stored: dict[str, LazyTensor],  # what the folder has
+    family: Family,  # whose `prefix` it is
 ) -> dict[str, LazyTensor]:
     "Complete names: with the prefix that older files leave out."
     known = (family.prefix, "lm_head.")
@@ -191,7 +191,7 @@ def complete_names(
 def check_weights(
     maps: list[TensorMap],  # what the model needs
     stored: dict[str, LazyTensor],  # what the folder has
-    family: Family,
+    family: Family,  # whose `ignored_tensors` may be left over
     tied: bool,  # whether lm_head is the embedding
 ) -> None:
     """Check of names and shapes. ValueError that names every tensor that is missing, left over, or
@@ -213,21 +213,21 @@ def check_weights(
 
 # %% ../nbs/11c_hfweights.ipynb #eea98772
 def load_tensor(
-    name: str,
-    stored: dict[str, LazyTensor],
+    name: str,  # theirs
+    stored: dict[str, LazyTensor],  # what the folder has
 ) -> Tensor:
     "Tensor of that name, read now. ValueError where it holds no floating-point numbers."
     tensor = stored[name].load()
     if not tensor.is_floating_point():
-        raise ValueError(f"{name} holds {tensor.dtype}: packed or quantized weights cannot be read.")
+        raise ValueError(f"{name} holds {tensor.dtype}: quantized weights cannot be read.")
     return tensor
 
 
 @torch.no_grad()
 def fill_model(
-    model: GPT,
+    model: GPT,  # changed in place
     maps: list[TensorMap],  # as `check_weights` has accepted them
-    stored: dict[str, LazyTensor],
+    stored: dict[str, LazyTensor],  # what the folder has
 ) -> None:
     """Fill a model, tensor by tensor, in its dtype and on its device. ValueError where two tensors
     that are one part of ours differ."""
@@ -255,9 +255,9 @@ def fill_model(
 
 # %% ../nbs/11c_hfweights.ipynb #0e063417
 def empty_model(
-    config: GPTConfig,
-    dtype: torch.dtype,
-    device: str | torch.device,
+    config: GPTConfig,  # its shape
+    dtype: torch.dtype,  # of its weights
+    device: str | torch.device,  # where they are
 ) -> GPT:
     """Model whose weights are not set, in evaluation mode: no time goes into random numbers that
     would be thrown away."""

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['record_inputs']
 
-# %% ../nbs/support/hooks.ipynb #a7536c39
+# %% ../nbs/support/hooks.ipynb #fc0c5587
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 # %% ../nbs/support/hooks.ipynb #afd5b35e
 @contextmanager

@@ -36,26 +36,21 @@ def cross_entropy(
     return loss
 
 # %% ../nbs/02_learning.ipynb #9930424c
-def _adamw_update(
-    p: Tensor,
-    state: dict,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    "One AdamW step for one parameter, in place."
-    grad = p.grad
+def _adamw_update(p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    "One AdamW step for one parameter, in place; `state` is empty before the first."
     if not state:
         state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
     state["step"] += 1
-    beta1, beta2 = betas
+    lr = group["lr"]
+    beta1, beta2 = group["betas"]
     mean = state["mean"].lerp_(grad, 1 - beta1)  # running mean of the gradient
-    square = state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # and of its square
+    square = state["square"].mul_(beta2)         # and of its square
+    square.addcmul_(grad, grad, value=1 - beta2)
     mean_share = 1 - beta1 ** state["step"]      # both began at 0: divide by what they hold so far
     square_share = 1 - beta2 ** state["step"]
-    size = (square / square_share).sqrt_().add_(eps)
-    p.mul_(1 - lr * weight_decay).addcdiv_(mean, size, value=-lr / mean_share)
+    size = (square / square_share).sqrt_().add_(group["eps"])
+    p.mul_(1 - lr * group["weight_decay"])
+    p.addcdiv_(mean, size, value=-lr / mean_share)
 
 # %% ../nbs/02_learning.ipynb #e68f083a
 class AdamW(torch.optim.Optimizer):
@@ -68,24 +63,22 @@ class AdamW(torch.optim.Optimizer):
         lr: float = 1e-3,                          # about how far one weight moves in one step
         betas: tuple[float, float] = (0.9, 0.95),  # how much of the running means a step keeps
         eps: float = 1e-8,                         # keeps the division finite where gradients are 0
-        weight_decay: float = 0.0,                 # share of the weight taken at each step, times lr
+        weight_decay: float = 0.0,                 # share of the weight taken a step, times lr
     ):
-        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay)
-        for name, value in settings.items():
-            if not value >= 0:
-                raise ValueError(f"{name}={value} must not be negative.")
-        if not all(0 <= beta < 1 for beta in betas):
+        settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        if min(lr, eps, weight_decay) < 0:
+            raise ValueError(f"lr={lr}, eps={eps}, weight_decay={weight_decay} must be at least 0.")
+        if not 0 <= min(betas) <= max(betas) < 1:
             raise ValueError(f"betas={betas} must be at least 0 and below 1.")
-        super().__init__(params, dict(betas=betas, **settings))
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self) -> None:
         "Move every parameter that has a gradient."
         for group in self.param_groups:
-            settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
             for p in group["params"]:
                 if p.grad is not None:
-                    _adamw_update(p, self.state[p], **settings)
+                    _adamw_update(p, p.grad, self.state[p], group)
 
 # %% ../nbs/02_learning.ipynb #5bd56086
 def grad_norm(
@@ -103,7 +96,7 @@ def grad_norm(
 def clip_grad_norm(
     params: Iterable[Tensor],   # their `.grad` is scaled in place
     max_norm: float,            # the longest gradient that stays as it is; inf: measure only
-    norm: float | None = None,  # their `grad_norm` where it has been read already; None: measured here
+    norm: float | None = None,  # their `grad_norm`, where it is known; None: measured here
 ) -> float:                     # the norm before clipping
     """Gradient clipping: shorten the gradient to `max_norm`, direction kept (Pascanu et al. 2013).
     ValueError for a `max_norm` of 0 or less, and for a gradient with inf or nan, which stays as

@@ -30,7 +30,7 @@ def _read(
     return torch.stack([x[0].float().cpu() for x in found])
 
 
-def _weights(attention: nn.Module, x: Tensor, context: Any) -> Tensor:  # (1, H, T, T)
+def _weights(attention: Any, x: Tensor, context: Any) -> Tensor:  # (1, H, T, T)
     return attention.attention_weights(x, context)
 
 

@@ -10,9 +10,11 @@ __all__ = ['count_pieces', 'PairCounts', 'descending_key', 'learn_merges', 'Piec
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from typing import Any
 
 from llm_course.texts import (
     each_text,
@@ -68,8 +70,8 @@ class PairCounts:
 
     def __init__(
         self,
-        words: dict[Sequence[int], int],  # words as rows of ids of size 1 (bytes), and their counts
-        sizes: Sequence[int],             # sizes[id]: bytes in a token; may grow with new tokens
+        words: Mapping[Any, int],   # words as rows of ids of one byte each, and their counts
+        sizes: Sequence[int],       # sizes[id]: bytes in a token; may grow with new tokens
     ):
         self.sizes = sizes
         self.starts = [-1]   # starts[i]: the token that begins at place i, -1 for none
@@ -80,7 +82,7 @@ class PairCounts:
         self.ends = self.starts[:]                              # the token that ends at place i
         self.counts: dict[tuple[int, int], int] = defaultdict(int)
         self.places: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, pair in enumerate(zip(self.starts, self.starts[1:])):
+        for i, pair in enumerate(pairwise(self.starts)):
             if -1 not in pair:
                 self.counts[pair] += self.weights[i]
                 self.places[pair].append(i)
@@ -120,6 +122,7 @@ class PairCounts:
         return made
 
 # %% ../nbs/01d_merges.ipynb #6ba88d91
+_BYTES = [bytes([b]) for b in range(256)]
 _INVERTED = bytes(range(255, -1, -1))
 
 
@@ -136,9 +139,9 @@ def learn_merges(
 ) -> list[tuple[bytes, bytes]]:   # in the order in which they were learned
     """Byte-pair encoding (Sennrich et al. 2016): merge the most frequent pair, again and again.
     Of equally frequent pairs the greater one goes first, as in `train_bpe_slowly`."""
-    vocab = [bytes([b]) for b in range(256)]
+    vocab = list(_BYTES)
     sizes = [1] * 256
-    keys = [descending_key(token) for token in vocab]
+    keys = list(map(descending_key, vocab))
     pairs = PairCounts(pieces, sizes)
 
     def entry(a, b):
@@ -173,11 +176,11 @@ class PieceEncoder:
         merges: list[tuple[bytes, bytes]],  # in the order in which they were learned
     ):
         id_of = {token: i for i, token in vocab.items()}
-        self.byte_ids = [id_of[bytes([b])] for b in range(256)]
-        self.sizes = [len(token) for token in vocab.values()]
+        self.byte_ids = [id_of[byte] for byte in _BYTES]
+        self.sizes = list(map(len, vocab.values()))
         self.pairs = [(id_of[a], id_of[b]) for a, b in merges]
         self.made = [id_of[a + b] for a, b in merges]
-        self.rank = {pair: rank for rank, pair in enumerate(self.pairs)}
+        self.rank = dict(zip(self.pairs, range(len(merges))))
 
     def encode(self, piece: bytes) -> list[int]:
         "The ids of one `piece`."
@@ -188,7 +191,7 @@ class PieceEncoder:
         "Merge `ids`, looking at all pairs after each merge: quadratic, and fast on a word."
         never = len(self.pairs)
         while len(ids) > 1:
-            ranks = [self.rank.get(pair, never) for pair in zip(ids, ids[1:])]
+            ranks = [self.rank.get(pair, never) for pair in pairwise(ids)]
             first = min(ranks)
             if first == never:
                 break
@@ -214,30 +217,31 @@ class PieceEncoder:
 # %% ../nbs/01d_merges.ipynb #01d00016
 def merged_tokens(merges: list[tuple[bytes, bytes]]) -> list[bytes]:
     "Byte-level vocabulary: the 256 bytes, then what each of the `merges` makes, in order."
-    return [bytes([b]) for b in range(256)] + [a + b for a, b in merges]
+    return _BYTES + [a + b for a, b in merges]
 
 # %% ../nbs/01d_merges.ipynb #84811e24
 @cache
 def _letters() -> dict[int, str]:
     "GPT-2's printable letter for each byte (Radford et al. 2019)."
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves
-    others = [b for b in range(256) if b not in printable]             # these go on from U+0100
-    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    others = sorted(set(range(256)).difference(printable))             # these go on from U+0100
+    codes = [*printable, *range(256, 256 + len(others))]
+    return dict(zip(printable + others, map(chr, codes)))
 
 
 @cache
 def _bytes_of_letters() -> dict[str, int]:
-    return {letter: b for b, letter in _letters().items()}
+    return dict(zip(_letters().values(), _letters()))
 
 
 def spell(token: bytes) -> str:
     "GPT-2's spelling of a `token`: one printable letter for each byte."
-    return "".join(_letters()[b] for b in token)
+    return "".join(map(_letters().__getitem__, token))
 
 
 def unspell(word: str) -> bytes:
     "The token that GPT-2 spells as `word`. Raises KeyError for a letter that stands for no byte."
-    return bytes(_bytes_of_letters()[letter] for letter in word)
+    return bytes(map(_bytes_of_letters().__getitem__, word))
 
 
 def read_gpt2_files(

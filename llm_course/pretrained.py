@@ -55,7 +55,7 @@ def _read_tokenizer_json(path: Path, hf: dict) -> HFTokenizer:
 
 
 def read_tokenizer(
-    folder: Path,
+    folder: Path,  # of a model
     hf: dict,  # what config.json says
 ) -> Any:  # None where there is none
     """Tokenizer of a folder: our own files first, then tokenizer.json, vocab.json with merges.txt,
@@ -115,7 +115,7 @@ def _find_folder(name: str | Path) -> Path:
 def from_pretrained(
     folder_or_name: str | Path,  # a folder, or a name on the Hub: "openai-community/gpt2"
     dtype: torch.dtype | None = torch.float32,  # of the model; None: as it is stored
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu",  # where the model should be
 ) -> tuple[GPT, Any]:  # the model, in evaluation mode, and its tokenizer or None
     """Pretrained model from the Hugging Face world: a GPT-2, Llama, Mistral, Qwen2 or Qwen3 as our
     GPT. Dropout is left at 0: it belongs to training, not to the model.
@@ -166,7 +166,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    "Our own files, from which the equal tokenizer is read, and what transformers needs beside them."
+    "Our own files, from which the equal tokenizer is read, and those that transformers reads."
     tokenizer.save(folder)
     if isinstance(tokenizer, BPETokenizer):
         to_hf(tokenizer, folder / "tokenizer.json")

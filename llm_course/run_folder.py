@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['list_checkpoints', 'resolve_checkpoint', 'read_config', 'best_checkpoint', 'remove_checkpoint']
 
-# %% ../nbs/07d_run_folder.ipynb #folderimp
+# %% ../nbs/07d_run_folder.ipynb #f01d0012
 import math
 import os
 import re
@@ -18,7 +18,7 @@ import yaml
 def list_checkpoints(
     run: str | Path,  # the run's folder
 ) -> list[Path]:  # by step
-    "The whole checkpoints of a run."
+    "List the checkpoints of a run that are whole."
     whole = [path.parent for path in Path(run).glob("step-*/config.yaml")]
     return sorted(whole, key=lambda path: (len(path.name), path.name))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unique_state_dict', 'read_weights', 'load_weights', 'rng_state', 'set_rng_state']
 
-# %% ../nbs/07c_run_state.ipynb #stateimp1
+# %% ../nbs/07c_run_state.ipynb #5a7e0010
 import random
 from pathlib import Path
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check_prompt', 'next_logits', 'generate_tokens', 'generate', 'prompt_ids', 'generate_text', 'generate_batch']
 
-# %% ../nbs/08_sampling.ipynb #5ae0173e
+# %% ../nbs/08_sampling.ipynb #2d5d9f54
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def _named(ids: Tensor, logits: Tensor, top_logprobs: int) -> list[GeneratedToke
         for row in rows
     ]
 
-# %% ../nbs/08_sampling.ipynb #515fedf0
+# %% ../nbs/08_sampling.ipynb #48f032cd
 def _write(
     decoder: Decoder,
     prompts: list[list[int]],
@@ -67,8 +68,8 @@ def _write(
     params: SamplingParams,
     generator: Generators,
     top_logprobs: int | None,
-) -> Iterator[list[tuple[int, int | GeneratedToken]]]:
-    "The loop that writes: at each step the new tokens, each with the number of its text."
+) -> Iterator[list[tuple[int, Any]]]:
+    "The loop that writes: at each step the new ids, or tokens, each with the number of its text."
     prompt_of = [i for i in range(len(prompts)) for _ in range(n_each)]
     texts = [list(prompts[i]) for i in prompt_of]
     in_row = list(range(len(texts)))  # the text that each row of the decoder holds
@@ -97,7 +98,7 @@ def _write(
                 generator = [generator[row] for row in rows]
         feed = [texts[i][-1:] for i in in_row]
 
-# %% ../nbs/08_sampling.ipynb #8a6f8fcf
+# %% ../nbs/08_sampling.ipynb #64a7e2fb
 def _start(
     model: CausalLM,
     prompts: list[list[int]],
@@ -107,10 +108,9 @@ def _start(
     n_each: int = 1,
     top_logprobs: int | None = None,
     progress: bool = False,
-) -> Iterable[list[tuple[int, int | GeneratedToken]]]:
+) -> Iterable[list[tuple[int, Any]]]:
     "Check everything before the first token is drawn, then write. ValueError where it is wrong."
     check_number("max_new_tokens", max_new_tokens, "a whole number of at least 0")
-    check_number("num_return_sequences", n_each, "a whole number of at least 1")
     if top_logprobs is not None:
         check_number("top_logprobs", top_logprobs, "a whole number of at least 0")
     params.check_vocab(model.config.vocab_size)
@@ -209,7 +209,7 @@ def generate_text(
     written = (id for step in steps for _, id in step)
     return stop_at(decode_stream(tokenizer, written), stop_strings)
 
-# %% ../nbs/08_sampling.ipynb #8bf044a6
+# %% ../nbs/08_sampling.ipynb #b809252d
 def generate_batch(
     model: CausalLM,
     ids: Iterable,                     # (B, T), or B prompts of any lengths
@@ -225,10 +225,11 @@ def generate_batch(
     would be alone. Texts that have ended are taken out. Wrong arguments raise ValueError."""
     params = SamplingParams(stop_ids=stop_ids, **sampling)
     prompts = [check_prompt(model, row) for row in ids]
-    texts = [[] for _ in range(num_return_sequences * len(prompts))]
+    n_each = num_return_sequences
+    check_number("num_return_sequences", n_each, "a whole number of at least 1")
+    texts = [[] for _ in range(n_each * len(prompts))]
     if not texts:
         return []
-    n_each = num_return_sequences
     steps = _start(
         model, prompts, max_new_tokens, params, generator, n_each, top_logprobs, progress
     )

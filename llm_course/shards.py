@@ -135,7 +135,7 @@ class JoinedShards:
         positions = np.arange(*i.indices(len(self))) if isinstance(i, slice) else np.asarray(i)
         which = np.searchsorted(self.ends, positions, side="right")
         found = np.empty(positions.shape, self.parts[0].dtype)
-        for k in np.flatnonzero(np.bincount(which.reshape(-1))):
+        for k in np.flatnonzero(np.bincount(which.reshape(-1))).tolist():
             part = self.parts[k]
             here = which == k
             found[here] = part[positions[here] - (self.ends[k] - len(part))]

@@ -15,6 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from types import MethodType
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,7 @@ def train_step(
     loss, norm = torch.stack([mean, grad_norm(model.parameters())]).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         optimizer.zero_grad()
-        what = f"The loss is {loss:.4f} and the gradient's norm is {norm:.4f}"
-        raise FloatingPointError(f"{what}: no step was made; lower the learning rate.")
+        raise FloatingPointError(f"The loss is {loss:.4f} and the gradient's norm is {norm:.4f}.")
     clip_grad_norm(model.parameters(), max_grad_norm, norm)
     optimizer.step()
     optimizer.zero_grad()
@@ -144,7 +144,7 @@ def compile_model(
     if torch.device(device).type == "cpu" and not has_compiler():
         remedy = "install g++ or clang++, or leave compile out"
         raise ValueError(f"compile=True needs a C++ compiler on this machine: {remedy}.")
-    return torch.compile(model)
+    return cast(nn.Module, torch.compile(model))
 
 # %% ../nbs/07a_throughput.ipynb #b2617348
 class _GatedProduct(torch.autograd.Function):
@@ -253,7 +253,8 @@ def find_lr(
     if not config.lr > 0:
         raise ValueError(f"config.lr={config.lr} must be above 0, or the rates have no ratio.")
     rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
-    position = batches.state_dict() if hasattr(batches, "state_dict") else None
+    source: Any = batches
+    position = source.state_dict() if hasattr(batches, "state_dict") else None
     devices = [config.device] if torch.device(config.device).type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
@@ -261,5 +262,5 @@ def find_lr(
             losses = _sweep(copy, iter(batches), config, rates)
     finally:
         if position is not None:
-            batches.load_state_dict(position)
+            source.load_state_dict(position)
     return _read_sweep(rates[: len(losses)], losses)

@@ -115,7 +115,6 @@ def write_tokens(
     tokenizer,  # any of the course's tokenizers
     split: str = "train",  # the files' name
     shard_tokens: int = 1 << 24,  # a shard is closed when it has this many ids
-    processes: int | None = None,  # that tokenize; None: one a core, where the input is large
 ) -> dict:  # what meta.json now holds
     """Tokenize documents into shards of ids. Called again after a stop, with the same documents,
     it goes on. Splits of another tokenizer are forgotten: their ids mean something else.
@@ -131,7 +130,7 @@ def write_tokens(
     meta = _new_meta(tokenizer.vocab_size, tokenizer)
 
     def encode(texts: Iterator[str]) -> Iterator[np.ndarray]:
-        for ids in tokenizer.encode_batch(texts, processes):
+        for ids in tokenizer.encode_batch(texts):
             yield _with_ends(ids, tokenizer.eos_id, meta["dtype"])
 
     return _write_split(Path(folder), split, meta, iter(documents), encode, shard_tokens)

@@ -11,6 +11,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def count_pairs(
     "Pair counts: how often two tokens stand side by side, in all words together."
     counts = Counter()
     for word, n in words.items():
-        for pair in zip(word, word[1:]):
+        for pair in pairwise(word):
             counts[pair] += n
     return counts
 

@@ -8,7 +8,7 @@ __all__ = ['read_metrics', 'Tracker']
 # %% ../nbs/support/track.ipynb #5eec8208
 import json
 import math
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class _TensorBoard:
 class _WandB:
     "Curves and texts in a Weights & Biases project; offline in the run's `wandb` folder."
 
-    def __init__(self, run: Path, project: str, mode: str | None):
+    def __init__(self, run: Path, project: str, mode: Any):
         try:
             import wandb
         except ImportError:
@@ -103,7 +103,7 @@ class Tracker:
         start_step: int = 0,  # records after this step are dropped: a resumed run makes them again
         tensorboard: bool = False,  # whether to write for TensorBoard
         wandb: str | None = None,  # name of the W&B project; None: no W&B
-        wandb_mode: str | None = None,  # "online", "offline" (in the folder only); None: W&B decides
+        wandb_mode: str | None = None,  # "online", "offline" (only in the folder); None: W&B's own
     ):
         run = Path(run)
         run.mkdir(parents=True, exist_ok=True)
@@ -124,14 +124,14 @@ class Tracker:
         **more,  # of that step, such as sample=text
     ) -> None:
         "Write one record."
-        record = asdict(record) if is_dataclass(record) else dict(record)
-        record = {name: x for name, x in (record | more).items() if x is not None}
-        line = json.dumps({name: _finite(x) for name, x in record.items()})
+        values = dict(record) if isinstance(record, Mapping) else dict(vars(record))
+        values = {name: x for name, x in (values | more).items() if x is not None}
+        line = json.dumps({name: _finite(x) for name, x in values.items()})
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-        step = record.pop("step")
+        step = values.pop("step")
         for other in self._others:
-            other.log(step, record)
+            other.log(step, values)
 
     def close(self) -> None:
         "Let TensorBoard and Weights & Biases finish their files."

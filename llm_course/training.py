@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -139,8 +140,9 @@ def fixed_batches(
 ) -> list[Batch]:
     """Held-out set: a list of batches taken once, so that every evaluation asks the same
     questions. ValueError where `valid` has no batch."""
+    source: Any = valid
     if eval_batches is None and getattr(valid, "epochs", 1) is None:
-        eval_batches = valid.batches_per_epoch
+        eval_batches = source.batches_per_epoch
     batches = list(islice(valid, eval_batches))
     if not batches:
         remedy = "give it documents, or leave `valid` out"

@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ PALETTE = [
     "#B8A800",  # olive
 ]
 BLUES = LinearSegmentedColormap.from_list("course", ["#FFFFFF", "#0072B2", "#00283F"])
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "figure.titlesize": 11,
@@ -93,7 +92,7 @@ def _move_apart(heights: Sequence[float], gap: float) -> list[float]:
     return places
 
 # %% ../nbs/support/viz.ipynb #55cc76fc
-def _label_ends(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
+def _label_ends(ax: Any, ends: list[tuple[float, str, str]]) -> None:
     "Write each (y, label, color) just right of the axes, moved apart where they would overlap."
     low, high = ax.get_ylim()
 
@@ -106,7 +105,7 @@ def _label_ends(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
         return min(max(place, 0.0), 1.0)
 
     placed = sorted((share(y), label, color) for y, label, color in ends)
-    points = ax.get_figure(root=True).get_size_inches()[1] * ax.get_position().height * 72
+    points = ax.figure.get_size_inches()[1] * ax.get_position().height * 72
     heights = _move_apart([y for y, _, _ in placed], 13 / points)
     for y, (_, label, color) in zip(heights, placed):
         ax.annotate(
@@ -122,19 +121,23 @@ def _label_ends(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
         )
 
 # %% ../nbs/support/viz.ipynb #ae3afccd
+def _axes(ax: Any, width: float = 7, height: float = 3.5) -> Any:
+    "These axes, or those of a new figure."
+    return new_figure(width, height)[1] if ax is None else ax
+
+
 def plot_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],  # label: (x, y)
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
-    logx: bool = False,
-    logy: bool = False,
+    title: str = "",         # above
+    xlabel: str = "",        # below
+    ylabel: str = "",        # at the left
+    logx: bool = False,      # whether the axis of x is logarithmic
+    logy: bool = False,      # whether that of y is
     levels: Mapping[str, float] | None = None,  # label: height of a dashed horizontal line
-    ax: Axes | None = None,  # None: a new figure
+    ax: Any = None,           # axes to draw into; None: a new figure
 ) -> Figure:
     "Line plot: curves with a direct label at the end of each."
-    if ax is None:
-        _, ax = new_figure()
+    ax = _axes(ax)
     ends = []
     for i, (label, (x, y)) in enumerate(lines.items()):
         color = PALETTE[i % len(PALETTE)]
@@ -178,7 +181,7 @@ def running_mean(
 _LOSS_TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10)
 
 
-def _plot_smoothed(ax: Axes, steps: list[int], values: list[float]) -> tuple[list[int], np.ndarray]:
+def _plot_smoothed(ax: Any, steps: list[int], values: list[float]) -> tuple:
     "Draw each step's value, pale; the steps and their running mean over a fiftieth of them."
     ax.plot(steps, values, color=PALETTE[0], alpha=0.25, linewidth=0.8)
     return steps, running_mean(values, max(1, len(values) // 50))
@@ -187,14 +190,13 @@ def _plot_smoothed(ax: Axes, steps: list[int], values: list[float]) -> tuple[lis
 def plot_loss(
     records: Sequence,           # mappings or objects with step, loss, and perhaps valid_loss
     floor: float | None = None,  # nats a token that no model can go below
-    title: str = "",
-    ylabel: str = "loss (nats a token)",
-    ax: Axes | None = None,      # None: a new figure
+    title: str = "",             # above
+    ylabel: str = "loss (nats a token)",  # at the left
+    ax: Any = None,              # axes to draw into; None: a new figure
 ) -> Figure:
     """Loss curves on a log axis: training (each step pale, its running mean strong), validation,
     and the floor."""
-    if ax is None:
-        _, ax = new_figure()
+    ax = _axes(ax)
     lines = {"training": _plot_smoothed(ax, *_values(records, "loss"))}
     steps, losses = _values(records, "valid_loss")
     if steps:
@@ -211,7 +213,7 @@ def plot_loss(
 def plot_training(
     records: Sequence,           # with step, loss, lr, tokens_per_second, and perhaps valid_loss
     floor: float | None = None,  # nats a token that no model can go below
-    title: str = "",
+    title: str = "",             # above
 ) -> Figure:
     "Training curves: loss with its floor, learning rate, tokens a second; the dashboard's figure."
     fig, (loss, rate, speed) = new_figure(10.5, 2.8, 1, 3, width_ratios=(2.2, 1, 1))
@@ -227,20 +229,19 @@ def plot_training(
 # %% ../nbs/support/viz.ipynb #22e3f8c1
 def plot_heatmap(
     matrix,                               # (rows, columns) numbers
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
+    title: str = "",                      # above
+    xlabel: str = "",                     # below
+    ylabel: str = "",                     # at the left
     xticks: Sequence[str] | None = None,  # a name for each column
     yticks: Sequence[str] | None = None,  # a name for each row
     vmin: float | None = None,            # the number that is white; None: the lowest
     vmax: float | None = None,            # the number that is darkest; None: the highest
     annotate: str | None = None,          # a format such as ".2f" writes each number into its cell
-    ax: Axes | None = None,               # None: a new figure
+    ax: Any = None,                       # axes to draw into; None: a new figure
 ) -> Figure:
     "Heat map: a matrix as colors from white (low) to dark blue (high)."
     matrix = np.asarray(matrix, dtype=float)
-    if ax is None:
-        _, ax = new_figure(1.5 + 0.3 * matrix.shape[1], 1 + 0.3 * matrix.shape[0])
+    ax = _axes(ax, 1.5 + 0.3 * matrix.shape[1], 1 + 0.3 * matrix.shape[0])
     image = ax.imshow(matrix, cmap=BLUES, vmin=vmin, vmax=vmax, aspect="auto")
     if annotate:
         for (i, j), value in np.ndenumerate(matrix):
@@ -259,15 +260,14 @@ def plot_heatmap(
 def plot_bars(
     labels: Sequence[str],      # (N,) from top to bottom
     values: Sequence[float],    # (N,)
-    title: str = "",
-    xlabel: str = "",
+    title: str = "",            # above
+    xlabel: str = "",           # below
     fmt: str = ".3g",           # how each value is written at the end of its bar
     color: str = PALETTE[0],    # of all bars
-    ax: Axes | None = None,     # None: a new figure
+    ax: Any = None,             # axes to draw into; None: a new figure
 ) -> Figure:
     "Bar chart: horizontal bars, the first on top, each with its value at its end."
-    if ax is None:
-        _, ax = new_figure(7, 0.8 + 0.28 * len(labels))
+    ax = _axes(ax, 7, 0.8 + 0.28 * len(labels))
     bars = ax.barh(range(len(labels)), values, color=color)
     ax.bar_label(bars, [format(value, fmt) for value in values], padding=3, fontsize=9)
     ax.set_yticks(range(len(labels)), labels)

@@ -6,10 +6,11 @@
 __all__ = ['PROBABILITY_LEVELS', 'show_token', 'plot_tokens', 'probability_level', 'level_names', 'plot_probabilities',
            'plot_attention', 'plot_heads', 'plot_logit_lens']
 
-# %% ../nbs/support/viz_text.ipynb #9fca9db3
+# %% ../nbs/support/viz_text.ipynb #f02c093b
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ def show_token(text: str | bytes) -> str:
         text = text.decode("utf-8", "surrogateescape")
     return text.translate(_VISIBLE) or "∅"
 
-# %% ../nbs/support/viz_text.ipynb #189ed085
+# %% ../nbs/support/viz_text.ipynb #a3220f45
 def _place(
     tokens: Sequence[str | bytes],   # in order
     columns: int,                    # characters in a line
@@ -54,6 +55,14 @@ def _place(
     return spots
 
 
+_IN_THE_MIDDLE: dict[str, Any] = {
+    "ha": "center",
+    "va": "center",
+    "family": "monospace",
+    "parse_math": False,
+}
+
+
 def _draw_boxes(ax: Axes, boxes: Sequence[tuple]) -> None:
     "Draw (line, column, text, color, opacity) as text in boxes; a color of None: no box."
     for line, column, text, color, opacity in boxes:
@@ -63,11 +72,10 @@ def _draw_boxes(ax: Axes, boxes: Sequence[tuple]) -> None:
         else:
             corner = (column + 0.04, line - 0.42)
             width = len(text) - 0.08
-            looks = dict(color=color, alpha=opacity, linewidth=0)
-            ax.add_patch(Rectangle(corner, width, 0.84, **looks))
+            box = Rectangle(corner, width, 0.84, color=color, alpha=opacity, linewidth=0)
+            ax.add_patch(box)
         middle = column + len(text) / 2
-        looks = dict(ha="center", va="center", family="monospace", fontsize=8, color=ink)
-        ax.text(middle, line, text, parse_math=False, **looks)
+        ax.text(middle, line, text, color=ink, fontsize=8, **_IN_THE_MIDDLE)
 
 
 def _empty_axes(width: float, lines: float, columns: int, title: str) -> tuple[Figure, Axes]:
@@ -82,7 +90,7 @@ def _empty_axes(width: float, lines: float, columns: int, title: str) -> tuple[F
 # %% ../nbs/support/viz_text.ipynb #f9ec7fb3
 def plot_tokens(
     rows: Mapping[str, Sequence[str | bytes]],  # name of a row: its tokens
-    title: str = "",
+    title: str = "",  # above
     width: float = 9,                           # inches
     columns: int = 72,                          # characters in a line, then the row goes on below
 ) -> Figure:
@@ -128,7 +136,7 @@ def level_names() -> list[str]:
 def plot_probabilities(
     tokens: Sequence[str],                  # (T,) their texts, in order
     probabilities: Sequence[float | None],  # (T,) from 0 to 1; None: not colored, of the prompt
-    title: str = "",
+    title: str = "",  # above
     width: float = 9,                       # inches
     columns: int = 80,                      # characters in a line
 ) -> Figure:
@@ -156,7 +164,7 @@ def plot_probabilities(
 def plot_attention(
     weights,                             # (H, T, T) or (T, T): row t says where token t looks
     tokens: Sequence[str],               # (T,) their texts
-    title: str = "",
+    title: str = "",  # above
     max_cols: int = 4,                   # maps in a row
     heads: Sequence[str] | None = None,  # (H,) a title for each map; None: head 0, head 1, …
 ) -> Figure:
@@ -185,7 +193,7 @@ def plot_attention(
 # %% ../nbs/support/viz_text.ipynb #6a15ae91
 def plot_heads(
     weights,            # (L, H, T, S): layers, heads, and in each map the rows look
-    title: str = "",
+    title: str = "",  # above
     size: float = 1.1,  # inches a map
 ) -> Figure:
     """Attention maps of a whole model, small: a layer a row, a head a column. ValueError for weights
@@ -220,7 +228,7 @@ def plot_logit_lens(
     words: Sequence[Sequence[str]],  # (T, L+1) the likeliest next token, by stage
     shares,                          # (T, L+1) the probabilities of these
     came=None,                       # (T, L+1) bool: a frame, for the token that really came next
-    title: str = "",
+    title: str = "",  # above
 ) -> Figure:
     """Logit lens: what each stage, the embedding and each layer, would say next; a row a position,
     a column a stage, in each cell a word on its probability."""
@@ -229,12 +237,12 @@ def plot_logit_lens(
     fig, ax = new_figure(1.6 + 1.05 * columns, 1 + 0.25 * T)
     read = [_cut(token) for token in tokens]
     plot_heatmap(shares, title, ylabel="token that was read", yticks=read, vmin=0, vmax=1, ax=ax)
-    looks = dict(ha="center", va="center", fontsize=8, family="monospace", parse_math=False)
-    for (t, stage), share in np.ndenumerate(shares):
-        color = "white" if share > 0.4 else "black"
-        ax.text(stage, t, _cut(words[t][stage]), color=color, **looks)
+    for t, row in enumerate(words):
+        for stage, word in enumerate(row):
+            color = "white" if shares[t, stage] > 0.4 else "black"
+            ax.text(stage, t, _cut(word), color=color, fontsize=8, **_IN_THE_MIDDLE)
     if came is not None:
-        frame = dict(fill=False, edgecolor=PALETTE[1], linewidth=1.5)
+        frame: dict[str, Any] = dict(fill=False, edgecolor=PALETTE[1], linewidth=1.5)
         for t, stage in np.argwhere(np.asarray(came)):
             ax.add_patch(Rectangle((stage - 0.47, t - 0.44), 0.94, 0.88, **frame))
     stages = ["embedding", *(f"layer {i}" for i in range(columns - 1))]

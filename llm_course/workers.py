@@ -57,7 +57,7 @@ def worker_init() -> None:
 
 # %% ../nbs/support/workers.ipynb #cbf01d12
 def map_in_processes(
-    function: Callable,            # must pickle: a function of an installed module, or a partial of one
+    function: Callable,            # must pickle: a function of a module, or a partial of one
     items: Iterable,               # read as results are taken, a few items ahead; each must pickle
     processes: int | None = None,  # None: one a core; 1: all is done in this process
     alone: int = 0,                # so many first items are done here; fewer items start no process

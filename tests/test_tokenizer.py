@@ -1,16 +1,23 @@
 "What takes too long for a lesson: the tokenizer's promises on large input."
+
 import tracemalloc
 from collections import deque
 
-from llm_course.corpus import load_documents
-from llm_course.tokenizer import BPETokenizer, _count_pieces
+from llm_course.bpe import BPETokenizer
+from llm_course.merges import count_pieces
+from llm_course.sources import load_documents
+
+
+def half_a_million_characters() -> str:
+    return "".join(load_documents("stdlib", "train"))[:500_000]
 
 
 def test_encode_iterable_reads_20_mb_in_less_than_one():
-    half = "".join(load_documents("stdlib", "train"))[:500_000]
+    half = half_a_million_characters()
     tokenizer = BPETokenizer.train([half], 2048)
-    deque(tokenizer.encode_iterable([half]), maxlen=0)  # now it has seen all pieces
-    texts = [half * 20, *[half] * 20]
+    deque(tokenizer.encode_iterable([half]), maxlen=0)  # now tiktoken has its table
+    lines = half.splitlines(keepends=True)
+    texts = [half * 20, *[half] * 10, *lines * 10]
     tracemalloc.start()
     deque(tokenizer.encode_iterable(texts), maxlen=0)
     used = tracemalloc.get_traced_memory()[1]
@@ -19,16 +26,29 @@ def test_encode_iterable_reads_20_mb_in_less_than_one():
 
 
 def test_counting_needs_memory_for_the_different_pieces_only():
-    half = "".join(load_documents("stdlib", "train"))[:500_000]
+    half = half_a_million_characters()
     tracemalloc.start()
-    pieces = _count_pieces((f"{half} {i}" for i in range(30)), "gpt2", [], processes=1)
+    pieces = count_pieces((f"{half} {i}" for i in range(30)), "gpt2", [], processes=1)
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(pieces.values()) > 3e6 and used < 10e6
 
 
 def test_large_input_is_counted_by_processes():
-    "More than the eight batches that are counted alone, without being told; the same merges as one process finds."
+    "More than the eight batches that are counted alone; the merges that one process finds."
     texts = list(load_documents("stdlib")) * 4
     assert sum(map(len, texts)) > 8 * (1 << 22)
     assert BPETokenizer.train(texts, 600) == BPETokenizer.train(texts, 600, processes=1)
+
+
+def test_whole_files_keep_the_ids_of_their_pieces():
+    "Cut into blocks, joined with others, in two threads: always the ids of one text alone."
+    texts = list(load_documents("stdlib", "valid"))[:40]
+    tokenizer = BPETokenizer.train(texts, 1000, pattern="gpt4")
+    whole = "".join(texts)
+    plain = tokenizer._encode_plainly(whole)
+    assert tokenizer.encode_ordinary(whole) == plain
+    assert next(tokenizer.encode_batch([whole])).tolist() == plain
+    lines = whole.splitlines(keepends=True)
+    each = [tokenizer._encode_plainly(line) for line in lines]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(lines, threads=2)] == each

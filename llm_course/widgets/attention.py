@@ -69,7 +69,7 @@ class AttentionExplorer(Explorer):
         self.note = widgets.HTML()
         layers = [(f"layer {i}", i) for i in range(model.config.n_layers)]
         heads = [(f"head {i}", i) for i in range(model.config.n_heads)]
-        controls = {
+        controls: dict[str, Any] = {
             "text": text_box(text, height="4.5em"),
             "layer": _dropdown("layer", layers),
             "head": _dropdown("head", [("mean of heads", "mean"), *heads]),

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['static_file', 'Explorer', 'text_box', 'cut_note']
 
-# %% ../../nbs/support/widgets/base.ipynb #33a38e41
+# %% ../../nbs/support/widgets/base.ipynb #a57155c5
 import html
 import threading
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets
@@ -64,7 +65,7 @@ class _Worker:
                     return
             if drawing is not None:
                 self._draw(drawing)
-            else:
+            elif writing is not None:
                 self._write(writing)
 
     def _draw(self, drawing: Callable[[], None]) -> None:
@@ -89,9 +90,9 @@ class Explorer(widgets.VBox):
 
     def __init__(
         self,
-        controls: dict[str, widgets.Widget],  # what the reader can change, by name
-        children: list[widgets.Widget],       # all that is shown, from top to bottom
-        drawn_by: tuple[str, ...],            # the controls whose every change draws anew
+        controls: dict[str, Any],        # widgets that the reader can change, by name
+        children: list[widgets.Widget],  # all that is shown, from top to bottom
+        drawn_by: tuple[str, ...],       # the controls whose every change draws anew
     ):
         self.controls = controls
         self.error = widgets.HTML()
@@ -117,14 +118,17 @@ class Explorer(widgets.VBox):
         "Ask for a drawing of the controls as they stand; returns at once."
         self.worker.start(drawing=self._draw)
 
-    def wait(self, seconds: float = 60.0) -> None:
+    def wait(
+        self,
+        seconds: float = 60.0,  # at most
+    ) -> None:
         "Return when nothing is being drawn or written, for code that moves the sliders."
         thread = self.worker.thread
         if thread:
             thread.join(seconds)
 
     def show_error(self, error: Exception) -> None:
-        "Say in the widget what went wrong."
+        "Say `error` in the widget."
         text = html.escape(f"{type(error).__name__}: {error}")
         self.error.value = f'<b style="color:{PALETTE[1]}">{text}</b>'
 

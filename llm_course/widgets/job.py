@@ -25,7 +25,7 @@ class Job:
         self,
         owner: Explorer,  # in whose worker it runs, and who draws it
         work: Iterator,   # a step at each `next`
-        subject: Any,  # what no two jobs may work on at a time
+        subject: Any,     # what no two jobs may work on at a time
     ):
         self.owner = owner
         self.work = self._watch(work)
@@ -68,7 +68,7 @@ class Job:
             self.abandon(wanted)
             self.owner.redraw()
 
-    def abandon(self, wanted: str = "stopped") -> None:
+    def abandon(self, wanted: str = "stopped") -> None:  # or "paused"
         "The same, without a page to draw."
         self.wanted = wanted
         self.owner.worker.stop()
@@ -77,8 +77,9 @@ class Job:
 class JobButtons(widgets.HBox):
     "Job buttons: Start, Pause and Continue in one, and Stop."
 
-    def __init__(self, 
-        job: Job,
+    def __init__(
+        self,
+        job: Job,  # what they start, pause and stop
     ):
         self.job = job
         self.go = widgets.Button(button_style="primary")

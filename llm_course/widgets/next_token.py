@@ -118,8 +118,8 @@ class NextTokenBars(anywidget.AnyWidget):
     def show(
         self,
         logits: Tensor,              # (V,) from the model
-        tokenizer: Any,
-        params: SamplingParams,
+        tokenizer: Any,              # any tokenizer of the course
+        params: SamplingParams,      # how the next token is drawn
         context_ids: list[int],      # the text so far
         here: int = -1,              # the id that stands there now; -1: none
         at: str = "",                # the line above

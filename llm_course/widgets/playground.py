@@ -117,7 +117,7 @@ class Playground(Explorer):
         self.drafts = Drafts(self.output, self.undo)
         self._asked: tuple[list[int], Any] | None = None  # ids, and what the model said after them
         sliders = _make_sliders()
-        controls = {
+        controls: dict[str, Any] = {
             "prompt": text_box(prompt, "prompt", "4.5em"),
             **sliders,
             "length": widgets.IntSlider(

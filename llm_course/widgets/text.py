@@ -205,7 +205,7 @@ class Drafts:
         return f"{self.number}:{self.page.selected}"
 
     def push(self, draft: Draft) -> None:
-        "Make a new version, which is now written, the current one."
+        "Make `draft`, which is now written, the current version."
         self.past.append(self.now)
         self._put(draft, writing=True)
 
@@ -242,7 +242,7 @@ class Drafts:
 
     def stream(
         self,
-        draft: Draft,
+        draft: Draft,                             # the version
         tokens: Iterable[GeneratedToken],         # from `draft.write`
         length: int,                              # how many were asked for
         redraw: Callable[[], None] | None = None, # called when the first and the last token stand

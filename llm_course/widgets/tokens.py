@@ -253,12 +253,12 @@ class TokenizerExplorer(Explorer):
     def __init__(
         self,
         tokenizer: Any,  # any tokenizer of the course
-        text: str = "the cat sat on the mat",
+        text: str = "the cat sat on the mat",  # at first
     ):
         self.tokenizer = tokenizer
         self.count = widgets.HTML()
         self.strip = _TokenStrip()
-        controls = {"text": text_box(text, height="5.5em")}
+        controls: dict[str, Any] = {"text": text_box(text, height="5.5em")}
         self.replay = _Replay(tokenizer) if _has_merges(tokenizer) else None
         if self.replay:
             controls["step"] = self.replay.slider

@@ -161,11 +161,11 @@ class TrainingDashboard(Explorer):
     def __init__(
         self,
         model: Any,                            # trained in place
-        batches: Iterable,                     # as `train` takes them, like all up to `valid`
-        config: TrainConfig,
+        batches: Iterable,                     # taken up where they stand
+        config: TrainConfig,                   # how it is trained
         tokenizer: Any = None,                 # for samples; None: no samples
-        optimizer: Any = None,
-        valid: Iterable | None = None,
+        optimizer: Any = None,                 # None: as the config says
+        valid: Iterable | None = None,         # held-out batches; None: no evaluation
         floor: float | None = None,            # nats a token that no model can go below
         sample_every: int | None = None,       # steps; None: ten samples a run
         prompt: str = "",                      # how samples begin; can be changed in the page
@@ -182,7 +182,7 @@ class TrainingDashboard(Explorer):
         self.view = _TrainingView()
         self.texts = widgets.HTML(layout={"max_height": "16em", "overflow": "auto"})
         self._last_drawn = 0.0
-        controls = {} if tokenizer is None else {"prompt": text_box(prompt, "prompt")}
+        controls: dict[str, Any] = {} if tokenizer is None else {"prompt": text_box(prompt, "prompt")}
         children = [self.buttons, self.view, *controls.values(), self.texts]
         super().__init__(controls, children, ())
         self.wait()  # the first picture belongs to the cell
