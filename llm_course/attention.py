@@ -166,7 +166,7 @@ def head_sizes(
 class LayerContext(NamedTuple):
     "Layer context: what the layers share in one forward pass, computed once for all of them."
 
-    rope: tuple[Tensor, Tensor] | None = None  # cos and sin, each (T, D/2) or (B, 1, T, D/2)
+    rope: tuple[Tensor, Tensor] | None = None  # cos and sin, each (T, D/2) or (B, T, D/2)
     mask: Tensor | None = None  # as `attend` takes it; None: causal
     cache: Any = None  # the KVCache of all layers (workshop 03b)
     step: Any = None  # its CacheStep for this pass
@@ -215,16 +215,18 @@ class MultiHeadAttention(nn.Module):
         "Queries, keys and values of every head, in one product, normed and turned."
         if x.dim() != 3:
             raise ValueError(f"x must be (B, T, C), not {tuple(x.shape)}; write x[None] for a row.")
-        heads = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        heads = self.qkv(x).unflatten(-1, (-1, self.d_head))  # (B, T, H + 2 H_kv, D)
+        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.qk_norm:
             q = F.rms_norm(q, (self.d_head,), self.q_gain, self.qk_norm_eps)
             k = F.rms_norm(k, (self.d_head,), self.k_gain, self.qk_norm_eps)
         if self.rope_theta is not None:
             cos, sin = self._cos_sin(x, context or LayerContext(), self.rope_theta)
+            cos = cos.unsqueeze(-2)  # the same in every head
+            sin = sin.unsqueeze(-2)
             q = apply_rope(q, cos, sin)
             k = apply_rope(k, cos, sin)
-        return q, k, v
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _cos_sin(
         self, x: Tensor, context: LayerContext, theta: float
@@ -237,7 +239,7 @@ class MultiHeadAttention(nn.Module):
         else:
             positions = torch.arange(x.shape[1], device=x.device)
         inv_freq = rope_inv_freq(self.d_head, theta, x.device)
-        return rope_cos_sin(positions.unsqueeze(-2), inv_freq)  # the same in every head
+        return rope_cos_sin(positions, inv_freq)
 
     def forward(
         self,

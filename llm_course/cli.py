@@ -27,7 +27,8 @@ from llm_course.evaluation import (
     perplexity,
     sample_stories,
 )
-from .fit import fit, print_results, start_or_resume, where_to_return
+from .fast import optimize_for_decoding
+from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
 from .optim import make_optimizer
 from llm_course.runs import (
@@ -42,7 +43,7 @@ from llm_course.runs import (
 from .sampling import generate_text, prompt_ids
 from .shell import base_parser, command, open_model, read_prompt
 from .statistics import story_rates
-from .throughput import NonFiniteLossError, optimize_for_training
+from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .training import evaluate
 
@@ -54,7 +55,9 @@ def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
 
 
 @command
-def llm_tokenize(argv: list[str]) -> None:
+def llm_tokenize(
+    argv: list[str],  # the words behind the command's name
+) -> None:
     """Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to
     data/processed/NAME. Stopped and run again, it goes on."""
     args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
@@ -76,7 +79,9 @@ def llm_tokenize(argv: list[str]) -> None:
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
 @command
-def llm_train(argv: list[str]) -> int:
+def llm_train(
+    argv: list[str],  # the words behind the command's name
+) -> int:
     """Train on what llm_tokenize wrote; checkpoints, metrics.jsonl and loss.png go to
     data/runs/NAME."""
     parser = base_parser("llm_train", llm_train.__doc__)
@@ -109,10 +114,7 @@ def llm_train(argv: list[str]) -> int:
         f"model       {parameter_count(model):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
     )
-    try:
-        stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
-    except NonFiniteLossError as error:
-        raise FloatingPointError(f"{error} {where_to_return(run)}") from error
+    stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
     print_results(run, config, start, token_floor(config, data))
     if not stopped:
         return 0
@@ -186,7 +188,9 @@ def _eval_text(model: GPT, tokenizer, config: RunConfig) -> None:
 
 # %% ../nbs/90_cli.ipynb #b227ed09
 @command
-def llm_eval(argv: list[str]) -> None:
+def llm_eval(
+    argv: list[str],  # the words behind the command's name
+) -> None:
     """Measure a model: loss, perplexity, bits per byte; for Tales the distance to the floor and the
     share of valid stories."""
     parser = base_parser("llm_eval", llm_eval.__doc__)
@@ -200,7 +204,9 @@ def llm_eval(argv: list[str]) -> None:
 
 # %% ../nbs/90_cli.ipynb #0a4b73ac
 @command
-def llm_generate(argv: list[str]) -> None:
+def llm_generate(
+    argv: list[str],  # the words behind the command's name
+) -> None:
     """Continue a prompt, on standard output, as it is written. The prompt is an argument, or
     standard input."""
     parser = base_parser("llm_generate", llm_generate.__doc__)
@@ -216,7 +222,7 @@ def llm_generate(argv: list[str]) -> None:
     if settings.seed is not None:
         generator = torch.Generator().manual_seed(settings.seed)
     pieces = generate_text(
-        model,
+        optimize_for_decoding(model),
         tokenizer,
         prompt,
         settings.max_new_tokens,

@@ -200,7 +200,7 @@ class GPT(nn.Module):
             inv_freq = rope_inv_freq(config.head_size, config.rope_theta, ids.device)
             if config.rope_scaling is not None:
                 inv_freq = config.rope_scaling(inv_freq)
-            rope = rope_cos_sin(positions.unsqueeze(-2), inv_freq)  # the same for all heads
+            rope = rope_cos_sin(positions, inv_freq)
         if config.position_encoding == "alibi":
             mask = alibi_bias(positions, key_positions, config.n_heads, mask)
         return positions, LayerContext(rope, mask, cache, step)

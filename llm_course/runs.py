@@ -31,14 +31,14 @@ from .viz import plot_loss
 
 # %% ../nbs/90b_runs.ipynb #5d6888b4
 def is_tales(
-    config: RunConfig,
+    config: RunConfig,  # whose corpus counts
 ) -> bool:
     "Whether a run's text is drawn from the grammar: `'tales:500'`, but not the file `'tales.txt'`."
     return config.corpus.source.partition(":")[0] == "tales"
 
 
 def run_name(
-    config: RunConfig,
+    config: RunConfig,  # whose name and corpus count
 ) -> str:
     """Name of a run: its own, or the corpus's: `'tales:500' -> 'tales'`, `'notes/my.txt' -> 'my'`.
 
@@ -56,15 +56,15 @@ def run_name(
 
 
 def data_folder(
-    kind: str,  # "tokenizer", "processed" or "runs"
-    config: RunConfig,
+    kind: str,          # "tokenizer", "processed" or "runs"
+    config: RunConfig,  # of the run
 ) -> Path:
     "Folder of a run: `data/KIND/NAME` in the project, such as data/tokenizer/tales."
     return project_root() / "data" / kind / run_name(config)
 
 
 def shown(
-    path: Path,
+    path: Path,  # a file or a folder
 ) -> str:
     "A path as a person would type it: relative to the working directory where it lies below."
     if path.is_relative_to(Path.cwd()):
@@ -80,8 +80,8 @@ def newest_model() -> Path:
 
 # %% ../nbs/90b_runs.ipynb #7a6024f2
 def corpus_documents(
-    config: RunConfig,
-    split: str,  # "train" or "valid"
+    config: RunConfig,  # whose corpus counts
+    split: str,         # "train" or "valid"
 ) -> Iterator[str]:
     "One split of a run's corpus, at most `max_documents`."
     return islice(load_documents(config.corpus.source, split), config.corpus.max_documents)
@@ -113,8 +113,8 @@ def _is_as_wanted(tokenizer, wanted: TokenizerConfig) -> bool:
 
 # %% ../nbs/90b_runs.ipynb #ce46405d
 def get_tokenizer(
-    config: RunConfig,
-):  # any of the course's tokenizers
+    config: RunConfig,  # of the run; its corpus and tokenizer count
+):                      # any of the course's tokenizers
     """Tokenizer of a run, from data/tokenizer/NAME; trained and saved first where there is none.
 
     Prints which. Raises ValueError for an unknown kind, or where another one is there."""
@@ -136,8 +136,8 @@ def get_tokenizer(
 
 # %% ../nbs/90b_runs.ipynb #cdc14fef
 def open_data(
-    config: RunConfig,
-) -> tuple:  # tokenizer, training TokenDataset, held-out TokenDataset
+    config: RunConfig,  # of the run
+) -> tuple:             # tokenizer, training TokenDataset, held-out TokenDataset
     """Data of a run, as `llm_tokenize` wrote it.
 
     Raises FileNotFoundError where it did not run, ValueError for parts that do not fit together."""
@@ -163,7 +163,7 @@ def open_data(
 
 
 def token_floor(
-    config: RunConfig,
+    config: RunConfig,   # whose corpus counts
     data: TokenDataset,  # of this run
 ) -> float | None:
     "Entropy of Tales in nats a token, with this tokenizer; None for a text of unknown entropy."
