@@ -216,16 +216,14 @@ class MultiHeadAttention(nn.Module):
         if x.dim() != 3:
             raise ValueError(f"x must be (B, T, C), not {tuple(x.shape)}; write x[None] for a row.")
         heads = self.qkv(x).unflatten(-1, (-1, self.d_head))  # (B, T, H + 2 H_kv, D)
-        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.qk_norm:
-            q = F.rms_norm(q, (self.d_head,), self.q_gain, self.qk_norm_eps)
-            k = F.rms_norm(k, (self.d_head,), self.k_gain, self.qk_norm_eps)
+            gains = (self.q_gain.expand(self.n_heads, -1), self.k_gain.expand(self.n_kv_heads, -1))
+            qk = F.rms_norm(qk, (self.d_head,), eps=self.qk_norm_eps) * torch.cat(gains)
         if self.rope_theta is not None:
             cos, sin = self._cos_sin(x, context or LayerContext(), self.rope_theta)
-            cos = cos.unsqueeze(-2)  # the same in every head
-            sin = sin.unsqueeze(-2)
-            q = apply_rope(q, cos, sin)
-            k = apply_rope(k, cos, sin)
+            qk = apply_rope(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))  # the same in every head
+        q, k = qk.split((self.n_heads, self.n_kv_heads), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _cos_sin(

@@ -80,7 +80,6 @@ def _kept_per_token(config: GPTConfig, d_ff: int) -> int:
         attention += (H + H_kv) * (D + 1)  # q and k normed, and what they were divided by
     if config.qk_norm or config.position_encoding == "rope":
         attention += (H + H_kv) * D  # q and k as attention takes them
-        attention += H * D           # and the result once more, its heads side by side
     mlp = _KEPT_BY_MLP[config.mlp] * d_ff
     logits = config.vocab_size * (2 if config.logit_softcap else 1)
     return config.n_layers * (2 * norm + attention + mlp) + norm + logits

@@ -120,10 +120,10 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps)
         super().__init__(params, settings)
-        for p in [p for group in self.param_groups for p in group["params"]]:
-            if p.dim() != 2:
-                shape = tuple(p.shape)
-                raise ValueError(f"Muon moves matrices, not shape {shape}; give it to AdamW.")
+        params = [p for group in self.param_groups for p in group["params"]]
+        shapes = [tuple(p.shape) for p in params if p.dim() != 2]
+        if shapes:
+            raise ValueError(f"Muon moves matrices, not shape {shapes[0]}; give it to AdamW.")
 
     @torch.no_grad()
     def step(self) -> None:
