@@ -186,7 +186,7 @@ class MultiHeadAttention(nn.Module):
         bias: bool = False,  # in the linear layers
         qkv_bias: bool | None = None,  # in the layer of q, k and v alone; None: as `bias`
         qk_norm: bool = False,  # RMS-norm for each query and key
-        qk_norm_eps: float = 1e-6,
+        qk_norm_eps: float = 1e-6,  # added to the mean square
         dropout: float = 0.0,  # share of weights and of outputs dropped in training
         rope_theta: float | None = None,  # None: no RoPE
         layer: int = 0,  # its number, from 0: where it writes in the cache

@@ -155,8 +155,8 @@ class Block(nn.Module):
         self,
         attention: nn.Module,  # (x, context) to what is added to x
         mlp: nn.Module,  # x to what is added to x
-        attention_norm: nn.Module,
-        mlp_norm: nn.Module,
+        attention_norm: nn.Module,  # (B, T, C) to (B, T, C)
+        mlp_norm: nn.Module,  # (B, T, C) to (B, T, C)
         norm_position: str = "pre",  # a name in NORM_POSITIONS
     ):
         super().__init__()

@@ -46,7 +46,7 @@ class KVCache:
 
     def __init__(
         self,
-        n_layers: int,
+        n_layers: int,  # layers, each with keys and values of its own
         batch_size: int,  # B, rows
         n_kv_heads: int,  # H_kv
         size: int,  # slots of a row; each holds one token's key and value
@@ -171,7 +171,7 @@ class KVCache:
     @torch.no_grad()
     def update(
         self,
-        layer: int,
+        layer: int,  # from 0
         k: Tensor,  # (B, H_kv, T, D) keys of the new tokens
         v: Tensor,  # (B, H_kv, T, D) their values
         step: CacheStep,  # from `begin`

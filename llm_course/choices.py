@@ -37,7 +37,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": LayerNorm, "rmsnorm":
 def make_norm(
     name: str,  # a name in NORMS
     d: int,  # C, channels
-    eps: float = 1e-5,
+    eps: float = 1e-5,  # added to the variance, or the mean square
     bias: bool = False,  # whether LayerNorm has a learned shift
 ) -> nn.Module:
     "Norm over `d` channels, by name. ValueError for an unknown name."
@@ -67,8 +67,8 @@ def make_mlp(
     name: str,  # a name in MLPS
     d_model: int,  # C
     d_ff: int | None = None,  # None: `default_d_ff`
-    bias: bool = False,
-    dropout: float = 0.0,
+    bias: bool = False,  # in the linear layers
+    dropout: float = 0.0,  # share of outputs dropped in training
 ) -> nn.Module:
     "MLP by name. ValueError for an unknown name."
     if d_ff is None:
@@ -255,6 +255,11 @@ def check_ids(
         raise ValueError(
             "n_new_tokens say how many tokens of each row go into a cache, but there is none; "
             "make one with model.make_cache(len(ids))."
+        )
+    if cache is not None and len(ids) != len(cache.lengths):
+        raise ValueError(
+            f"The cache holds {len(cache.lengths)} rows and was given {len(ids)}; "
+            "make one cache for each batch."
         )
     if cache is None and ids.shape[1] > config.max_seq_len:
         raise ValueError(

@@ -31,7 +31,8 @@ from .positions import RopeScaling, alibi_bias, document_mask, positions_in_docu
 # %% ../nbs/05_gpt.ipynb #369ee778
 @dataclass
 class GPTConfig:
-    """Model config: every choice that shapes a GPT. ValueError for one that cannot be built."""
+    """Model config: every choice that shapes a GPT. `gpt2`, `llama`, … give the published shape of
+    a `size`, with `changes`. ValueError for a model that cannot be built."""
 
     vocab_size: int = 1024  # V
     max_seq_len: int = 256  # T at most
@@ -173,9 +174,9 @@ class GPT(nn.Module):
     def place(
         self,
         ids: Tensor,  # (B, T) int
-        document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        n_new_tokens: Tensor | None = None,
+        document_ids: Tensor | None = None,  # as in `forward`
+        cache: KVCache | None = None,  # as in `forward`
+        n_new_tokens: Tensor | None = None,  # as in `forward`
     ) -> tuple[Tensor, LayerContext]:  # positions (T,) or (B, T), and the context
         """Positions, and what all layers share in one pass: RoPE's angles, who may look at whom
         (with ALiBi, how much), where the cache writes."""
@@ -218,20 +219,18 @@ class GPT(nn.Module):
         if config.sliding_window is not None and config.sliding_window < size:
             window = config.sliding_window
             size = window + slack
-        weight = self.embedding.weight
         n_kv_heads = config.n_kv_heads or config.n_heads
-        return KVCache(
-            config.n_layers, batch_size, n_kv_heads, size, config.head_size, window,
-            dtype=weight.dtype, device=weight.device,
-        )
+        sizes = (config.n_layers, batch_size, n_kv_heads, size, config.head_size)
+        weight = self.embedding.weight
+        return KVCache(*sizes, window, dtype=weight.dtype, device=weight.device)
 
 # %% ../nbs/05_gpt.ipynb #gpt-causallm
 class CausalLM(Protocol):
     """Causal language model: what a model must have so that text can be generated from it.
 
-    `config` has `vocab_size` and `max_seq_len`. A call takes ids (B, T), a `cache` that
-    `make_cache` made, and `n_new_tokens` (B,), how many of each row's ids are text; it gives
-    logits (B, T, V)."""
+    `config` has `vocab_size` and `max_seq_len`. A call takes ids (B, T), a `cache`, and
+    `n_new_tokens` (B,), how many of each row's ids are text; it gives logits (B, T, V).
+    `make_cache` takes `batch_size`, `max_seq_len`, `slack`, as `GPT.make_cache`."""
 
     config: Any
 
@@ -259,7 +258,7 @@ def unwrap(
 
 @contextmanager
 def evaluating(
-    model: nn.Module,
+    model: nn.Module,  # it is in evaluation mode until `with` ends
 ) -> Iterator[nn.Module]:
     "Evaluation mode inside `with`; afterwards, also after an exception, each part is as it was."
     training = [module for module in model.modules() if module.training]
@@ -272,7 +271,7 @@ def evaluating(
 
 
 def device_of(
-    model: nn.Module,
+    model: nn.Module,  # a model on one device
 ) -> torch.device:
     "Device of a model's weights; the CPU where it has none."
     for tensor in chain(model.parameters(), model.buffers()):
