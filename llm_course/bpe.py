@@ -67,8 +67,7 @@ def _check_vocab(
             )
 
 # %% ../nbs/01a_bpe.ipynb #01a00009
-# Stands between texts that are encoded together: Unicode keeps this character for programs.
-_MARK = "\U0010ffff"
+_MARK = "\x1e"       # ASCII's record separator: stands between texts that are encoded together
 _BLOCK = 1 << 15    # characters that are encoded at once
 _LONGEST = 100_000  # a block of more has no place to cut; in a million blanks tiktoken fails
 
@@ -201,8 +200,9 @@ class BPETokenizer(Tokenizer):
         return self._tiktoken.encode(text, marks)
 
     def _encode_text(self, text: str) -> np.ndarray:
-        blocks = map(self._encode_block, text_blocks(text, _BLOCK))
-        return np.concatenate([np.empty(0, np.uint32), *blocks])
+        if len(text) <= _BLOCK:
+            return self._encode_block(text)
+        return np.concatenate([self._encode_block(block) for block in text_blocks(text, _BLOCK)])
 
     def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         joined = _join(texts)
@@ -231,19 +231,20 @@ class BPETokenizer(Tokenizer):
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         """The ids of `encode(text)` for each of `texts` in turn, one by one, in constant memory.
         Raises TypeError for one str, ValueError for a lone surrogate."""
-        for batch in gather_texts(each_text(texts), _BLOCK):
-            joined = _join(batch)
-            for text in batch if joined is None else [joined]:
-                yield from self._stream(text, marks=joined is not None)
+        batches = gather_texts(each_text(texts), _BLOCK)
+        return chain.from_iterable(chain.from_iterable(map(self._id_lists, batches)))
 
-    def _stream(self, text: str, marks: bool) -> Iterator[int]:
-        for begin, end, is_special in special_spans(text, self._special_pattern):
-            if is_special:
-                yield self.special_ids[text[begin:end]]
-                continue
-            for block in text_blocks(text, _BLOCK, begin, end):
-                ids = self._encode_block(block, marks)
-                yield from ids[ids < self.vocab_size].tolist()
+    def _id_lists(self, texts: list[str]) -> Iterator[list[int]]:
+        "The ids of `encode(text)` for each text, block by block."
+        joined = _join(texts)
+        for text in texts if joined is None else [joined]:
+            for begin, end, is_special in special_spans(text, self._special_pattern):
+                if is_special:
+                    yield [self.special_ids[text[begin:end]]]
+                    continue
+                for block in text_blocks(text, _BLOCK, begin, end):
+                    ids = self._encode_block(block, marks=joined is not None)
+                    yield ids[ids < self.vocab_size].tolist()
 
     def _decode(self, ids):
         return b"".join([self.vocab[i] for i in ids]).decode("utf-8", errors="replace")

@@ -96,10 +96,14 @@ class PairCounts:
         "Merge one pair, everywhere and from left to right, and bring the counts up to date."
         starts = self.starts
         ends = self.ends
+        counts = self.counts
+        places = self.places
+        size_a = self.sizes[a]
+        size_new = self.sizes[new]
         made = set()
-        for i in sorted(self.places.pop((a, b))):
-            second = i + self.sizes[a]
-            end = i + self.sizes[new]
+        for i in sorted(places.pop((a, b))):
+            second = i + size_a
+            end = i + size_new
             if starts[i] != a or starts[second] != b:
                 continue  # an earlier merge took one of the two
             left = ends[i - 1]
@@ -109,16 +113,16 @@ class PairCounts:
             ends[end - 1] = new
             n = self.weights[i]
             if left >= 0:
-                self.counts[left, a] -= n
-                self.counts[left, new] += n
-                self.places[left, new].append(i - self.sizes[left])
+                counts[left, a] -= n
+                counts[left, new] += n
+                places[left, new].append(i - self.sizes[left])
                 made.add((left, new))
             if right >= 0:
-                self.counts[b, right] -= n
-                self.counts[new, right] += n
-                self.places[new, right].append(i)
+                counts[b, right] -= n
+                counts[new, right] += n
+                places[new, right].append(i)
                 made.add((new, right))
-        del self.counts[a, b]
+        del counts[a, b]
         return made
 
 # %% ../nbs/01d_merges.ipynb #6ba88d91

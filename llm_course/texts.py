@@ -97,8 +97,8 @@ PATTERNS = {
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
-_ASCII_PATTERNS = {  # the same, where the text is ASCII
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+",
+_ASCII_PATTERNS = {  # the same pieces, where the text is ASCII; what is frequent is tried first
+    "gpt2": r" ?[A-Za-z]++|'(?:[sdmt]|ll|ve|re)| ?[^\sA-Za-z0-9]++|\s+(?!\S)| ?[0-9]++|\s+",
     "gpt4": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}"
         r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
