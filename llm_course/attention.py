@@ -134,6 +134,8 @@ def attend(
         raise ValueError(f"{T} queries and {S} keys need a mask; make one with causal_mask.")
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
+    if mask is not None and mask.dim() == 3:
+        mask = mask[None]  # the fast kernels take two dimensions or four
     causal = mask is None and T == S
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
