@@ -183,18 +183,20 @@ class KVCache:
                 f"The cache holds {tuple(self.k.shape[1:3])} rows and heads and was given "
                 f"{tuple(k.shape[:2])}; make one cache for each batch."
             )
-        return self._write(self.k[layer], k, step), self._write(self.v[layer], v, step)
+        k = self._write(self.k, layer, k, step)
+        return k, self._write(self.v, layer, v, step)
 
-    def _write(self, held: Tensor, new: Tensor, step: CacheStep) -> Tensor:
+    def _write(self, held: Tensor, layer: int, new: Tensor, step: CacheStep) -> Tensor:
         new = new.to(held.dtype)
-        filled = held[:, :, 1 : 1 + step.n_filled]
+        filled = held[layer, :, :, 1 : 1 + step.n_filled]
         if step.beside:
             filled = torch.cat((filled, new), dim=2)
         if isinstance(step.places, slice):
-            held[:, :, step.places] = new
+            held[layer, :, :, step.places] = new
         else:
             rows = torch.arange(len(new), device=new.device)[:, None]
-            held[rows, :, step.places] = new.transpose(1, 2)
+            layers = torch.full_like(rows, layer)  # an index too: compiled, no layer is copied
+            held[layers, rows, :, step.places] = new.transpose(1, 2)
         return filled
 
     def crop(

@@ -91,7 +91,7 @@ class FusedSwiGLU(nn.Module):
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
-# %% ../nbs/08c_fast.ipynb #6dd4e3c8
+# %% ../nbs/08c_fast.ipynb #c9e77eb6
 class FusedRMSNorm(nn.Module):
     "RMS normalization in four operations, x·w·√C / √(|x|² + C·eps), for inference."
 
@@ -100,6 +100,7 @@ class FusedRMSNorm(nn.Module):
         norm: RMSNorm,  # whose weight it copies
     ):
         super().__init__()
+        self.norm = norm
         C = len(norm.weight)
         self.scale = nn.Buffer(norm.weight.detach() * math.sqrt(C))
         self.floor = nn.Buffer(torch.tensor(math.sqrt(C * norm.eps)))
@@ -108,6 +109,8 @@ class FusedRMSNorm(nn.Module):
         self,
         x: Tensor,  # (..., C)
     ) -> Tensor:    # (..., C)
+        if torch.compiler.is_compiling():
+            return self.norm(x)  # the compiler fuses by itself, and multiplies rather than divides
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * self.scale / torch.hypot(length, self.floor)
 
@@ -184,7 +187,7 @@ def quantize_int8(
     _swap(model, nn.Linear, Int8Linear)
     return model
 
-# %% ../nbs/08c_fast.ipynb #7cabf4f0
+# %% ../nbs/08c_fast.ipynb #3f991eee
 class CompiledSteps(nn.Module):
     """Compiled decoding: a model whose steps of one token for one text run as one compiled function
     (torch.compile); prompts and batches run as before. The first steps take a minute."""
@@ -196,7 +199,10 @@ class CompiledSteps(nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config
-        self._step = torch.compile(model, dynamic=False)
+        # what goes into a product is computed once, not anew for each of its rows
+        self._step = torch.compile(
+            model, dynamic=False, options={"realize_acc_reads_threshold": 1}
+        )
 
     def make_cache(
         self,
