@@ -225,6 +225,8 @@ class MultiHeadAttention(nn.Module):
         if self.rope_theta is not None:
             cos, sin = self._cos_sin(x, context or LayerContext(), self.rope_theta)
             qk = apply_rope(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))  # the same in every head
+            if not self.qk_norm:
+                v = v.contiguous()  # as a view it would keep the unturned q and k in memory
         q, k = qk.split((self.n_heads, self.n_kv_heads), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

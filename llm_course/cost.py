@@ -78,8 +78,7 @@ def _kept_per_token(config: GPTConfig, d_ff: int) -> int:
     attention = (H + 2 * H_kv) * D + H * D + H  # q, k, v; the result and its normalizer
     if config.qk_norm:
         attention += (H + H_kv) * (D + 1)  # q and k normed, and what they were divided by
-    if config.qk_norm or config.position_encoding == "rope":
-        attention += (H + H_kv) * D  # q and k as attention takes them
+        attention += (H + H_kv) * D  # with their gains, and turned
     mlp = _KEPT_BY_MLP[config.mlp] * d_ff
     logits = config.vocab_size * (2 if config.logit_softcap else 1)
     return config.n_layers * (2 * norm + attention + mlp) + norm + logits
