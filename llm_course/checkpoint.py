@@ -37,6 +37,7 @@ from llm_course.run_folder import (
     resolve_checkpoint,
 )
 from llm_course.run_state import (
+    check_parts,
     load_weights,
     read_weights,
     rng_state,
@@ -117,8 +118,9 @@ def save_checkpoint(
     """Save a checkpoint: all that a run is at this step. A crash, a kill or a full disk leaves the
     checkpoints before it whole.
 
-    Raises ValueError for a tokenizer with more tokens than the model or a `keep` below 1, OSError
-    for a full disk."""
+    Raises ValueError for a model whose parts were replaced, a tokenizer with more tokens than the
+    model, or a `keep` below 1, OSError for a full disk."""
+    check_parts(model)
     _check_tokenizer(model, tokenizer)
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}; it must be at least 1, or None to keep all.")

@@ -170,11 +170,10 @@ class Batches:
     An epoch gives each token after a document's first as a target exactly once, over all ranks
     together. A batch depends on the seed, its epoch and its step alone. One pass uses the iterator
     up: keep `list(Batches(…, epochs=1))` for a held-out set.
-
     The dataset is a TokenDataset, or anything with `tokens`, all ids, read as `tokens[positions]`
     with an array of positions, and `offsets`, where each document starts and the last one ends.
 
-    Raises ValueError for sizes below 1 or a rank outside the world."""
+    Raises ValueError for sizes below 1, a rank outside the world, or nothing to predict."""
 
     dataset: Any  # with `tokens` (n_tokens,) and `offsets` (n_documents + 1,)
     batch_size: int  # B, rows for each rank
@@ -191,6 +190,8 @@ class Batches:
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs {self.epochs} must be at least 1, or None for no end.")
         self.rows = PackedRows(self.dataset.offsets, self.seq_len)
+        if len(self.rows) == 0:
+            raise ValueError("No document has two tokens, so there is nothing to predict.")
         self.batches_per_epoch = -(-len(self.rows) // (self.batch_size * self.world_size))
         self.epoch = 0
         self.step = 0

@@ -31,7 +31,7 @@ from llm_course.hfweights import (
     open_weights,
     weight_map,
 )
-from .run_state import unique_state_dict
+from .run_state import check_parts, unique_state_dict
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4
 def _eos_token(folder: Path) -> str | None:
@@ -186,10 +186,11 @@ def to_pretrained(
 ) -> Path:  # the folder
     """Pretrained model for the Hugging Face world: a folder that
     `transformers.AutoModelForCausalLM` loads with the same logits. ValueError where no family
-    expresses the model.
+    expresses the model, or its parts were replaced.
 
     Needs memory for one more copy of the weights. `AutoTokenizer` reads a BPETokenizer and an
     HFTokenizer; the other kinds are for this course alone."""
+    check_parts(model)
     folder = Path(folder)
     inner: Any = unwrap(model)
     config, weights = _one_epsilon(inner)
