@@ -21,6 +21,7 @@ from llm_course.filters import (
     apply_presence_penalty,
     apply_repetition_penalty,
     apply_temperature,
+    check_bias,
     check_ids,
     check_number,
     draw,
@@ -68,9 +69,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None or name not in _MAY_BE_NONE:
                 check_number(name, value, rule)
-        check_ids("logit_bias", self.logit_bias)
-        for nats in self.logit_bias.values():
-            check_number("logit_bias", nats, "a finite number")
+        object.__setattr__(self, "logit_bias", check_bias(self.logit_bias))
         for name in ("suppress_tokens", "force_tokens", "stop_ids"):
             object.__setattr__(self, name, tuple(check_ids(name, getattr(self, name))))
 
@@ -162,7 +161,7 @@ class Decoder:
     def feed(
         self,
         rows: list[list[int]],        # B rows of new ids
-        n_logits: int | None = None,  # so many of a row's last logits; None: those of what follows
+        n_logits: int | None = None,  # of each row's last new ids; None: of what follows alone
     ) -> Tensor:                      # (B, V), or (B, n_logits, V)
         "Decoding step: read each row's new ids."
         full = []
@@ -189,7 +188,7 @@ class Decoder:
     def _read(self, rows: list[list[int]], cache, n: int) -> Tensor:  # (B, n, V)
         "The model reads each row's new ids, perhaps none: the logits after the last n of each."
         lengths = [len(row) for row in rows]
-        T = max(lengths)
+        T = max([1, *lengths])  # where no row has any, all is padding
         padded = [row + [0] * (T - len(row)) for row in rows]
         n_new_tokens = None
         if min(lengths) < T:
@@ -227,15 +226,16 @@ class Decoder:
         self.cache.select_rows(rows)
 
     def forget(self, n_ids: int) -> None:
-        "Roll-back: take the last `n_ids` of every row back, at most `slack` of them."
-        for context in self.context:
-            del context[len(context) - n_ids :]
-        self.cache.crop([len(context) for context in self.context])
+        """Roll-back: take the last `n_ids` of every row back, at most `slack` of them. ValueError
+        where a ring cannot go back so far."""
+        lengths = [max(0, len(context) - n_ids) for context in self.context]
+        self.cache.crop(lengths)  # refuses before anything is changed
+        for context, length in zip(self.context, lengths):
+            del context[length:]
 
 # %% ../nbs/08a_engine.ipynb #01c5dc84
 class GeneratedToken(NamedTuple):
     "Generated token: its id, and what the model itself thought of it."
-
     id: int
     log_prob: float  # nats, before penalties, temperature and cuts
     top_logprobs: list[tuple[int, float]]  # the likeliest (id, log_prob), best first
