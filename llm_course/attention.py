@@ -81,7 +81,7 @@ def rope_inv_freq(
     2021, section 3.2.2). ValueError where `d_head` is odd."""
     if d_head % 2:
         raise ValueError(f"RoPE turns pairs of numbers, so d_head must be even, not {d_head}.")
-    return theta ** (torch.arange(0, -d_head, -2, device=device) / d_head)
+    return theta ** -(torch.arange(0, d_head, 2, device=device) / d_head)
 
 
 def rope_cos_sin(
@@ -113,7 +113,9 @@ def rope(
 ) -> Tensor:  # (..., T, D)
     """Rotary position embedding: afterwards q·k depends on positions through their difference
     only (Su et al. 2021)."""
-    return apply_rope(x, *rope_cos_sin(positions, rope_inv_freq(x.shape[-1], theta, x.device)))
+    inv_freq = rope_inv_freq(x.shape[-1], theta, x.device)
+    cos, sin = rope_cos_sin(positions, inv_freq)
+    return apply_rope(x, cos, sin)
 
 # %% ../nbs/03_attention.ipynb #bcdebf2a
 def attend(
@@ -123,9 +125,9 @@ def attend(
     mask: Tensor | None = None,  # bool, or float to add; what can become (B, H, T, S); None: causal
     dropout: float = 0.0,  # share of the weights dropped at random
 ) -> Tensor:  # (B, H, T, D)
-    """Scaled dot-product attention on PyTorch's fast kernels; without a mask it is causal, or one
-    query that sees all keys. ValueError where keys and values are not equally many, or several
-    queries without a mask are not the keys'."""
+    """Causal by default: scaled dot-product attention on PyTorch's fast kernels. Without a mask a
+    single query sees all keys. ValueError where keys and values are not equally many, or where
+    several queries without a mask are not as many as the keys."""
     T = q.shape[2]
     S = k.shape[2]
     if v.shape[2] != S:
@@ -147,7 +149,8 @@ def head_sizes(
     n_kv_heads: int | None = None,  # None: as many as n_heads
     d_head: int = 0,  # 0: d_model // n_heads
 ) -> tuple[int, int, int]:  # (H, H_kv, D)
-    """Head sizes of a layer. ValueError where the heads do not divide d_model or one another."""
+    """Heads of a layer: how many for queries, how many for keys and values, and how wide each is.
+    ValueError where the heads do not divide d_model or one another."""
     if n_kv_heads is None:
         n_kv_heads = n_heads
     if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:

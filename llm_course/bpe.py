@@ -63,7 +63,8 @@ def _check_vocab(
     for token in special_tokens:
         if utf8(token) in plain or _MARK in token:
             raise ValueError(
-                f"special token {token!r} is an ordinary token too: choose a text like '<|name|>'."
+                f"special token {token!r} is an ordinary token too, or holds U+001E: "
+                "choose a text like '<|name|>'."
             )
 
 # %% ../nbs/01a_bpe.ipynb #01a00009
@@ -187,11 +188,12 @@ class BPETokenizer(Tokenizer):
 
     def _encode_plainly(self, text: str, marks: bool = False) -> list[int]:
         ids = []
-        for part in text.split(_MARK) if marks else [text]:
+        for n, part in enumerate(text.split(_MARK) if marks else [text]):
+            if n > 0:
+                ids.append(self.vocab_size)
             for piece in split_pieces(part, self.pattern):
                 ids += self._pieces.encode(utf8(piece))
-            ids.append(self.vocab_size)
-        return ids[:-1]
+        return ids
 
     def _encode_block(self, text: str, marks: bool = False) -> np.ndarray:
         "The ids of a block; with `marks`, the mark's id, vocab_size, between texts."
@@ -223,8 +225,9 @@ class BPETokenizer(Tokenizer):
         texts: Iterable[str],        # read as results are taken
         threads: int | None = None,  # None: one a core
     ) -> Iterator[np.ndarray]:       # (n_tokens,) uint32 for each text, in order
-        """The ids of `encode_ordinary(text)` for each text. Raises TypeError for one str,
-        ValueError for a lone surrogate."""
+        """Batch encoding: the ids of `encode_ordinary(text)` for each of `texts`; unlike in
+        `encode`, special tokens are plain text. Raises TypeError for one str, ValueError for a
+        lone surrogate."""
         batches = gather_texts(each_text(texts), _BLOCK)
         return chain.from_iterable(map_in_threads(self._encode_texts, batches, threads))
 

@@ -7,6 +7,8 @@ __all__ = ['slot_positions', 'CacheStep', 'KVCache']
 
 # %% ../nbs/03b_cache.ipynb #cache-imports
 from collections.abc import Sequence
+from numbers import Integral
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -114,8 +116,9 @@ class KVCache:
         return CacheStep(positions, key_positions, mask, places, n_filled, beside)
 
     def _count(self, T, n_new_tokens, limit) -> tuple[int | None, int, int]:
-        """Count the new tokens on the host. To the length of all rows (None where they differ),
-        and the longest row's before and after. Compiled code cannot ask: it reads all slots."""
+        """Count the new tokens on the host. Returns the length that all rows have (None where they
+        differ or n_new_tokens is given), and the longest row's length before and after. Compiled
+        code cannot ask the device: it reads all slots."""
         if torch.compiler.is_compiling():
             self._host_lengths = None
             return None, self.size, self.size + T
@@ -148,7 +151,8 @@ class KVCache:
     def _needs_mask(
         self, T: int, even_length: int | None, longest: int, n_filled: int
     ) -> bool:
-        "Rows that begin are causal, and one token that sees all is right as it is."
+        """Whether attention needs a mask: not for rows that all begin now (causal), nor for one
+        new token that sees every slot."""
         if self.window is not None and n_filled > self.window:
             return True
         begins = longest == 0 and n_filled == T
@@ -176,8 +180,8 @@ class KVCache:
         v: Tensor,  # (B, H_kv, T, D) their values
         step: CacheStep,  # from `begin`
     ) -> tuple[Tensor, Tensor]:  # (B, H_kv, S, D) each
-        """Keys and values to look at, after writing one layer's new ones. ValueError where they
-        are not of the cache's rows and heads."""
+        """Keys and values to look at, after writing one layer's new ones, and of their dtype.
+        ValueError where they are not of the cache's rows and heads."""
         if k.shape[:2] != self.k.shape[1:3]:
             raise ValueError(
                 f"The cache holds {tuple(self.k.shape[1:3])} rows and heads and was given "
@@ -187,28 +191,33 @@ class KVCache:
         return k, self._write(self.v, layer, v, step)
 
     def _write(self, held: Tensor, layer: int, new: Tensor, step: CacheStep) -> Tensor:
+        dtype = new.dtype
         new = new.to(held.dtype)
-        filled = held[layer, :, :, 1 : 1 + step.n_filled]
+        filled = held[layer, :, :, 1 : 1 + step.n_filled]  # a view: it shows what is written below
         if step.beside:
-            filled = torch.cat((filled, new), dim=2)
+            filled = torch.cat((filled, new), dim=2)  # a copy: the slots as they were
         if isinstance(step.places, slice):
             held[layer, :, :, step.places] = new
         else:
             rows = torch.arange(len(new), device=new.device)[:, None]
             layers = torch.full_like(rows, layer)  # an index too: compiled, no layer is copied
             held[layers, rows, :, step.places] = new.transpose(1, 2)
-        return filled
+        return filled.to(dtype)
 
     def crop(
         self,
-        lengths: int | Sequence[int],  # how many tokens each row keeps at most; one number: all
+        lengths: int | Sequence[int],  # tokens to keep at most; one number: the same for all rows
     ) -> None:
-        """Roll-back: forget what each row holds beyond its first `lengths` tokens; their slots are
-        written again. ValueError where a ring has overwritten what would be needed."""
+        """Roll-back: forget what each row holds beyond its first `lengths` tokens; the next tokens
+        overwrite them. ValueError for a negative length, and where a ring has overwritten what
+        would be needed."""
         old = self.host_lengths
-        if isinstance(lengths, int):
-            lengths = [lengths] * len(old)
-        new = [min(pair) for pair in zip(old, lengths, strict=True)]
+        if isinstance(lengths, (int, Integral)):
+            lengths = [int(lengths)] * len(old)
+        kept = [index(length) for length in lengths]
+        if min(kept, default=0) < 0:
+            raise ValueError(f"A row keeps {min(kept)} tokens; choose lengths of at least 0.")
+        new = [min(pair) for pair in zip(old, kept, strict=True)]
         furthest = [max(pair) for pair in zip(old, self._furthest)]
         for length, reached in zip(new, furthest):
             if self.window is None or reached <= self.size or reached - length <= self.slack:

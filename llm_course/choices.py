@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MLPS', 'POSITION_ENCODINGS', 'FAMILY_SHAPES', 'SIZES', 'make_norm', 'default_d_ff', 'make_mlp', 'make_block',
-           'published_shape', 'check_config', 'check_ids']
+           'published_shape', 'check_config', 'check_input']
 
 # %% ../nbs/05a_choices.ipynb #cho-imports
 from collections.abc import Callable, Mapping
@@ -228,7 +228,7 @@ def _check_numbers(config: Any) -> None:
             raise ValueError(f"{name}={value} must be above 0.")
 
 # %% ../nbs/05a_choices.ipynb #14361dbd
-def check_ids(
+def check_input(
     config: Any,  # a GPTConfig
     ids: Tensor,  # what must be (B, T) int
     document_ids: Tensor | None,  # (B, T) int

@@ -58,14 +58,21 @@ def to_hf(
     path: str | Path,         # where tokenizer.json will be; its folder is made where missing
 ) -> Path:
     """Hugging Face's tokenizer.json, written: it gives the same ids in `tokenizers` and
-    `transformers`. Raises ValueError for a pattern that is not one of the course's."""
+    `transformers`. Raises ValueError for a pattern that is not one of the course's, and for a
+    special token that looks like the spelling of another token."""
     if tokenizer.pattern not in _PRE_TOKENIZERS:
         raise ValueError(
             f"to_hf cannot spell the pattern {tokenizer.pattern!r}: "
             f"train with one of {', '.join(_PRE_TOKENIZERS)}."
         )
     special = {i: token for token, i in tokenizer.special_ids.items()}
-    words = {i: spell(token) for i, token in tokenizer.vocab.items()} | special
+    words = {i: spell(token) for i, token in tokenizer.vocab.items() if i not in special}
+    taken = set(words.values()).intersection(special.values())
+    if taken:
+        raise ValueError(
+            f"the special token {min(taken)!r} is how tokenizer.json spells another token: "
+            "choose a text like '<|name|>'."
+        )
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     model = {
         "type": "BPE",
@@ -76,7 +83,7 @@ def to_hf(
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": False,
-        "vocab": {word: i for i, word in words.items()},
+        "vocab": {word: i for i, word in sorted((words | special).items())},
         "merges": [[spell(a), spell(b)] for a, b in tokenizer.merges],
     }
     parts = {
@@ -127,8 +134,8 @@ def _find_pattern(pre_tokenizer: dict | None) -> str | None:
 
 def _is_unlike_ours(added_token: dict) -> bool:
     "Whether an added token is found in another way than our special tokens are."
-    changed = any(added_token[flag] for flag in ("lstrip", "rstrip", "single_word"))
-    return changed or not added_token["special"]
+    changed = any(added_token.get(flag, False) for flag in ("lstrip", "rstrip", "single_word"))
+    return changed or not added_token.get("special", False)
 
 
 def _unknown_to_us(facts: dict) -> list[str]:

@@ -21,7 +21,7 @@ from .cache import KVCache
 from llm_course.choices import (
     POSITION_ENCODINGS,
     check_config,
-    check_ids,
+    check_input,
     make_block,
     make_norm,
     published_shape,
@@ -66,7 +66,7 @@ class GPTConfig:
 
     @property
     def head_size(self) -> int:
-        "Head size D."
+        "Head size D: `d_head`, or d_model // n_heads where it is 0."
         return head_sizes(self.d_model, self.n_heads, self.n_kv_heads, self.d_head)[2]
 
     @classmethod
@@ -141,7 +141,7 @@ class GPT(nn.Module):
     ) -> Tensor:  # (B, T, V)
         """Logits. With `n_new_tokens` the rest of a row, on the right, is padding, and its logits
         mean nothing."""
-        check_ids(self.config, ids, document_ids, cache, n_new_tokens)
+        check_input(self.config, ids, document_ids, cache, n_new_tokens)
         positions, context = self.place(ids, document_ids, cache, n_new_tokens)
         x = self.embed(ids, positions)
         for block in self.blocks:
@@ -189,10 +189,12 @@ class GPT(nn.Module):
             key_positions = step.key_positions
             mask = step.mask
         elif document_ids is not None:
-            positions = key_positions = positions_in_documents(document_ids)
+            positions = positions_in_documents(document_ids)
+            key_positions = positions
             mask = document_mask(document_ids, config.sliding_window)[:, None]
         else:
-            positions = key_positions = torch.arange(ids.shape[1], device=ids.device)
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            key_positions = positions
             if config.sliding_window is not None and config.sliding_window < len(positions):
                 mask = causal_mask(positions, positions, config.sliding_window)
 
@@ -274,6 +276,5 @@ def device_of(
     model: nn.Module,  # a model on one device
 ) -> torch.device:
     "Device of a model's weights; the CPU where it has none."
-    for tensor in chain(model.parameters(), model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

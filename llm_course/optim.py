@@ -72,15 +72,15 @@ def newton_schulz(
     """Newton-Schulz iteration: keep a matrix's directions and even out its strengths, with matrix
     products alone (Jordan 2024). In float32, on a GPU in bfloat16. ValueError for a vector."""
     if matrix.dim() < 2:
-        shape = tuple(matrix.shape)
-        raise ValueError(f"newton_schulz needs matrices, not shape {shape}; give it to AdamW.")
+        raise ValueError(f"newton_schulz needs matrices, not {tuple(matrix.shape)}; use AdamW.")
     if matrix.shape[-2] > matrix.shape[-1]:
         return newton_schulz(matrix.mT, steps).mT
     x = matrix.reshape(-1, *matrix.shape[-2:])  # (n, N, M), N at most M
     x, gram = _shrink(x.bfloat16() if x.is_cuda else x.float())
     quintics = (_QUINTICS + steps * _QUINTICS[-1:])[:steps]  # the last row repeats
-    together = x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]
-    at_once = 5 if together else 1
+    # float32 is exact enough to multiply a wide x once for five steps, which costs less
+    is_wide = x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]
+    at_once = 5 if is_wide else 1
     for i in range(0, steps, at_once):
         if i > 0:
             gram = x @ x.mT
@@ -88,17 +88,16 @@ def newton_schulz(
     return x.reshape(matrix.shape).to(matrix.dtype)
 
 # %% ../nbs/02a_optim.ipynb #9f0dc53b
-def _muon_update(same: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> None:
+def _muon_update(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> None:
     "One Muon step, in place, for matrices of one shape: each with its gradient and running mean."
     ahead = []
-    for _, grad, mean in same:
+    for _, grad, mean in moves:
         mean.lerp_(grad, 1 - group["momentum"])
         ahead.append(grad.lerp(mean, group["momentum"]))  # Nesterov: one step further
     directions = newton_schulz(torch.stack(ahead), group["steps"])  # (n, N, M)
-    rows, columns = directions.shape[-2:]
+    scale = max(1, directions.shape[-2] / directions.shape[-1]) ** 0.5
     lr = group["lr"]
-    scale = max(1, rows / columns) ** 0.5
-    for (p, _, _), direction in zip(same, directions):
+    for (p, _, _), direction in zip(moves, directions):
         p.mul_(1 - lr * group["weight_decay"]).add_(direction, alpha=-lr * scale)
 
 # %% ../nbs/02a_optim.ipynb #bb0a9186
@@ -118,6 +117,8 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative.")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1.")
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps)
         super().__init__(params, settings)
         params = [p for group in self.param_groups for p in group["params"]]
@@ -131,11 +132,14 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
-                    mean = self.state[p].setdefault("mean", torch.zeros_like(p))
-                    by_shape[p.shape].append((p, p.grad, mean))
-            for same in by_shape.values():
-                _muon_update(same, group)
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "mean" not in state:
+                    state["mean"] = torch.zeros_like(p)
+                by_shape[p.shape].append((p, p.grad, state["mean"]))
+            for moves in by_shape.values():
+                _muon_update(moves, group)
 
 # %% ../nbs/02a_optim.ipynb #5093a971
 def _role(name: str, p: Tensor, embeddings: set[Tensor]) -> str:
@@ -263,8 +267,8 @@ def make_optimizer(
     model: nn.Module,  # all of its trainable parameters are moved
     config,            # a TrainConfig: its optimizer, rates, weight_decay and betas count
 ) -> torch.optim.Optimizer | Optimizers:
-    """The optimizer that the config names: "adamw" moves all parameters by AdamW; "muon" moves the
-    matrices inside the blocks by Muon and the rest by AdamW. `lr` is AdamW's, `muon_lr` Muon's."""
+    """Optimizer of a config: "adamw" moves all parameters by AdamW; "muon" moves the matrices
+    inside the blocks by Muon and the rest by AdamW. `lr` is AdamW's, `muon_lr` Muon's."""
     groups = parameter_groups(model, config.weight_decay)
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adamw":

@@ -72,7 +72,7 @@ def check_special_tokens(special_tokens: Iterable[str]) -> list[str]:
 def special_pattern(
     special_tokens: Iterable[str],  # texts with an id of their own
 ) -> re.Pattern:                    # its split(text) alternates plain text and special tokens
-    """Pattern that finds special tokens, the longest first; with none, one that never matches.
+    """Special-token pattern: finds special tokens, the longest first; with none, it never matches.
     Raises TypeError for one str, ValueError for an empty or repeated token."""
     longest_first = sorted(check_special_tokens(special_tokens), key=len, reverse=True)
     alternatives = "|".join(map(re.escape, longest_first))
@@ -121,7 +121,7 @@ def split_pieces(
 
 
 def check_pattern(pattern: str) -> None:
-    "Check of a name. Raises ValueError if PATTERNS has no `pattern` of this name."
+    "Pattern check. Raises ValueError if PATTERNS has no `pattern` of this name."
     if pattern not in PATTERNS:
         raise ValueError(f"pattern {pattern!r} is unknown: choose one of {', '.join(PATTERNS)}.")
 
@@ -149,7 +149,7 @@ def gather_texts(
     texts: Iterable[str],
     size: int,              # characters in a batch, at most, unless one text alone has more
 ) -> Iterator[list[str]]:   # lists of texts, in order
-    "Batches of texts, of about one size."
+    "Batching: lists of texts, each of at most `size` characters."
     batch = []
     n_characters = 0
     for text in texts:
@@ -183,7 +183,7 @@ def _count_batch(texts: list[str], pattern: str) -> Counter[str]:
 def count_pieces(
     texts: Iterable[str],           # read once, one at a time
     pattern: str,                   # a name in PATTERNS
-    special_tokens: Iterable[str],  # cut out of the texts: no piece holds one
+    special_tokens: Iterable[str],  # taken out of the texts: no piece holds one
     processes: int | None = None,   # None: one a core, once there are more than `alone` batches
     alone: int = 8,                 # batches of about 4 million characters
 ) -> dict[bytes, int]:

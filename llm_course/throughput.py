@@ -31,13 +31,18 @@ from .optim import make_optimizer
 DTYPES = ("float32", "bfloat16")
 
 
+def _n_targets(batch: Batch) -> int:
+    "The number of targets of a batch: what is padding has none."
+    return int((batch.targets != -100).sum())
+
+
 def summed_loss(
     model: nn.Module,           # ids (B, T), document_ids -> logits (B, T, V)
     batch: Batch,               # on any device; it is moved to the model's
     dtype: str = "float32",     # "bfloat16": products in bf16, weights and loss stay in float32
 ) -> tuple[Tensor, int]:        # nats, a scalar, and the number of targets
     "Summed cross-entropy of one batch, and over how many targets: sums add up, means do not."
-    count = int((batch.targets != -100).sum())
+    count = _n_targets(batch)
     device = device_of(model)
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -71,8 +76,7 @@ def accumulate_gradients(
     """Gradient accumulation: add to the `.grad` of `model` the gradient of the mean over all
     targets of all batches, holding one batch's activations at a time. ValueError where no batch
     has a target."""
-    counts = [int((batch.targets != -100).sum()) for batch in batches]
-    count = world.sum(sum(counts))
+    count = world.sum(sum(map(_n_targets, batches)))
     if count == 0:
         raise ValueError("There is no target to train on: the batches are all padding.")
     total = torch.zeros(())
@@ -100,11 +104,11 @@ def train_step(
     mean, count = accumulate_gradients(model, batches, dtype, world)
     loss, norm = torch.stack([mean, grad_norm(model.parameters())]).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        optimizer.zero_grad()
+        model.zero_grad()
         raise FloatingPointError(f"The loss is {loss:.4f} and the gradient's norm is {norm:.4f}.")
     clip_grad_norm(model.parameters(), max_grad_norm, norm)
     optimizer.step()
-    optimizer.zero_grad()
+    model.zero_grad()
     return loss, norm, count
 
 # %% ../nbs/07a_throughput.ipynb #5a173a8b
@@ -209,10 +213,10 @@ def _read_sweep(rates: list[float], losses: list[float], reach: int = 3) -> LRSw
     for i in range(len(losses)):
         window = losses[max(0, i - reach) : i + reach + 1]
         smoothed.append(sum(window) / len(window))
-    lowest = smoothed.index(min(smoothed)) if smoothed else 0
-    if lowest < 2:
+    bottom = smoothed.index(min(smoothed)) if smoothed else 0
+    if bottom < 2:
         raise ValueError("The loss did not fall at any of the rates: begin with a lower `lowest`.")
-    steepest = min(range(1, lowest), key=lambda i: smoothed[i + 1] - smoothed[i - 1])
+    steepest = min(range(1, bottom), key=lambda i: smoothed[i + 1] - smoothed[i - 1])
     return LRSweep(rates, losses, smoothed, rates[steepest])
 
 # %% ../nbs/07a_throughput.ipynb #42dcdcab

@@ -123,7 +123,8 @@ class Tokenizer(ABC):
         texts: Iterable[str],
         threads: int | None = None,  # for kinds that can use several; None: one a core
     ) -> Iterator[np.ndarray]:       # (n_tokens,) uint32 for each text, in order
-        "The ids of `encode_ordinary(text)` for each of `texts`. Raises TypeError for one str."
+        """Batch encoding: the ids of `encode_ordinary(text)` for each of `texts`; unlike in
+        `encode`, special tokens are plain text. Raises TypeError for one str."""
         checked = each_text(texts)
         return (np.array(self.encode_ordinary(text), np.uint32) for text in checked)
 
@@ -203,8 +204,8 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(
         cls,
-        texts: Iterable[str],                           # read once
-        special_tokens: Iterable[str] = (END_OF_TEXT,), # cut out of the texts
+        texts: Iterable[str],                            # read once
+        special_tokens: Iterable[str] = (END_OF_TEXT,),  # taken out of the texts
     ) -> "CharTokenizer":
         "All characters of `texts`, sorted. Raises ValueError where there are none."
         special_tokens = check_special_tokens(special_tokens)

@@ -6,10 +6,12 @@
 __all__ = ['TrainConfig', 'set_learning_rate', 'evaluate', 'fixed_batches', 'StepMetrics', 'train']
 
 # %% ../nbs/07_training.ipynb #3eeee493
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -42,11 +44,11 @@ class TrainConfig:
     optimizer: str = "muon"          # "muon": matrices by Muon, the rest by AdamW; "adamw": all
     lr: float = 3e-3                 # peak learning rate of AdamW, with either optimizer
     muon_lr: float | None = None     # peak learning rate of Muon; None: 0.02 where it is used
-    min_lr_ratio: float = 0.0        # the last learning rate, as a share of the peak
+    min_lr_ratio: float = 0.0        # where the learning rate goes down to, as a share of the peak
     schedule: str = "linear"         # "linear", "cosine" or "wsd", after the warm-up
     decay_share: float = 0.2         # of "wsd": the share of the steps on which it comes down
     warmup_steps: int = 50           # steps on which the rate rises
-    weight_decay: float = 0.0        # on matrices only
+    weight_decay: float = 0.0        # of matrices and an untied head, not embeddings, norms, biases
     beta1: float = 0.9               # AdamW's memory of gradients
     beta2: float = 0.95              # and of their squares
     max_grad_norm: float = 1.0       # longer gradients are clipped to it; inf: never
@@ -59,24 +61,22 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self, optimizer=OPTIMIZERS, schedule=tuple(SCHEDULES), dtype=DTYPES)
-        _check_at_least(self, 1, "max_steps", "batch_size", "seq_len", "grad_accum_steps")
-        _check_at_least(self, 0, "lr", "min_lr_ratio", "weight_decay", "warmup_steps", "eval_every")
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"decay_share is {self.decay_share}; it must be above 0, at most 1.")
-        if not self.max_grad_norm > 0:
-            limit = "it must be above 0 (inf: never clip)"
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; {limit}.")
+        _check_numbers(self)
         if self.warmup_steps > self.max_steps:
             limit = f"it must be at most max_steps, {self.max_steps}"
             raise ValueError(f"warmup_steps is {self.warmup_steps}; {limit}.")
-        if self.muon_lr is not None:
-            _check_at_least(self, 0, "muon_lr")
-            if self.optimizer != "muon":
-                unused = f"optimizer={self.optimizer!r} has no Muon"
-                remedy = "give AdamW's rate as lr, or leave muon_lr out"
-                raise ValueError(f"muon_lr is {self.muon_lr}, but {unused}: {remedy}.")
+        if self.muon_lr is not None and self.optimizer != "muon":
+            unused = f"optimizer={self.optimizer!r} has no Muon"
+            remedy = "give AdamW's rate as lr, or leave muon_lr out"
+            raise ValueError(f"muon_lr is {self.muon_lr}, but {unused}: {remedy}.")
 
 # %% ../nbs/07_training.ipynb #7e89a4fa
+_AT_LEAST_1 = ("a whole number, at least 1", Integral, lambda n: n >= 1)
+_AT_LEAST_0 = ("a whole number, at least 0", Integral, lambda n: n >= 0)
+_RATE = ("at least 0 and finite", Real, lambda x: 0 <= x < math.inf)
+_BELOW_1 = ("at least 0 and below 1", Real, lambda x: 0 <= x < 1)
+
+
 def _check_choices(config: TrainConfig, **choices: tuple[str, ...]) -> None:
     "Refuse a setting that is none of its choices."
     for name, known in choices.items():
@@ -85,12 +85,36 @@ def _check_choices(config: TrainConfig, **choices: tuple[str, ...]) -> None:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
 
 
-def _check_at_least(config: TrainConfig, least: int, *names: str) -> None:
-    "Refuse settings below a limit, nan too."
-    for name in names:
+_MAY_BE_NONE = ("muon_lr", "eval_batches")
+# what a setting's value must be, in words and as a test; nan passes none
+_RULES: dict[str, tuple[str, type, Callable[[Any], bool]]] = {
+    "max_steps": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "seq_len": _AT_LEAST_1,
+    "grad_accum_steps": _AT_LEAST_1,
+    "eval_batches": _AT_LEAST_1,
+    "warmup_steps": _AT_LEAST_0,
+    "eval_every": _AT_LEAST_0,
+    "lr": _RATE,
+    "muon_lr": _RATE,
+    "weight_decay": _RATE,
+    "min_lr_ratio": ("from 0 to 1", Real, lambda x: 0 <= x <= 1),
+    "decay_share": ("above 0, at most 1", Real, lambda x: 0 < x <= 1),
+    "beta1": _BELOW_1,
+    "beta2": _BELOW_1,
+    "max_grad_norm": ("above 0 (inf: never clip)", Real, lambda x: x > 0),
+}
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    "Refuse a number of the wrong kind or outside its limits."
+    for name, (limits, kind, is_right) in _RULES.items():
         value = getattr(config, name)
-        if not value >= least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        if value is None and name in _MAY_BE_NONE:
+            continue
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if not (is_number and is_right(value)):
+            raise ValueError(f"{name} is {value!r}; it must be {limits}.")
 
 # %% ../nbs/07_training.ipynb #d9699668
 def set_learning_rate(
