@@ -92,7 +92,7 @@ _DEFAULTS = SamplingParams()
 # %% ../nbs/08a_engine.ipynb #71bb5ecc
 def sampling_logits(
     logits: Tensor,                       # (V,) or (B, V) from the model
-    params: SamplingParams = _DEFAULTS,
+    params: SamplingParams = _DEFAULTS,   # how it is chosen
     context_ids: Sequence | None = None,  # the ids so far, for (B, V) a list a row: for penalties
 ) -> Tensor:                              # float32, -inf where cut: its softmax is drawn from
     """Logits processing: penalties, bias, suppressed, forced; temperature; top-k, top-p, min-p,
@@ -117,7 +117,7 @@ def sampling_logits(
 # %% ../nbs/08a_engine.ipynb #9aa07261
 def sample_next(
     logits: Tensor,                       # (V,) or (B, V) from the model
-    params: SamplingParams = _DEFAULTS,
+    params: SamplingParams = _DEFAULTS,   # how it is chosen
     context_ids: Sequence | None = None,  # the ids so far, for (B, V) a list a row: for penalties
     generator: Generators = None,         # one for all rows, or one a row; None: torch's own
 ) -> Tensor:                              # () or (B,) int64 ids

@@ -31,14 +31,19 @@ class FewRowLinear(nn.Linear):
 
     def __init__(
         self,
-        linear: nn.Linear,  # whose weight and bias it shares; they must not change afterwards
+        linear: nn.Linear,  # whose weight and bias it shares
     ):
         has_bias = linear.bias is not None
         super().__init__(linear.in_features, linear.out_features, has_bias, device="meta")
         self.weight = linear.weight
         self.bias = linear.bias
         self._packed: Tensor | None = None
+        self._packed_version = 0  # which state of the weight it was made from
         self._n_blocks = math.gcd(linear.out_features, 8)
+
+    def __getstate__(self) -> dict:
+        "What a copy or a pickle holds: not the packed weight, which is made anew."
+        return self.__dict__ | {"_packed": None}
 
     def forward(
         self,
@@ -51,8 +56,9 @@ class FewRowLinear(nn.Linear):
             return self._as_columns(x.reshape(n_rows, -1)).view(*x.shape[:-1], -1)
         if not _PACKED:
             return super().forward(x)
-        if self._packed is None:
+        if self._packed is None or self._packed_version != self.weight._version:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 32)
+            self._packed_version = self.weight._version
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
     def _as_columns(self, x: Tensor) -> Tensor:  # (rows, in) to (rows, out)
@@ -206,7 +212,7 @@ class CompiledSteps(nn.Module):
 
     def make_cache(
         self,
-        batch_size: int = 1,
+        batch_size: int = 1,             # B, rows
         max_seq_len: int | None = None,  # None: the model's own limit
         slack: int = 0,                  # how many tokens can be taken back
     ) -> KVCache:
@@ -218,11 +224,11 @@ class CompiledSteps(nn.Module):
 
     def forward(
         self,
-        ids: Tensor,  # (B, T)
-        document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        n_new_tokens: Tensor | None = None,
-    ) -> Tensor:      # (B, T, V)
+        ids: Tensor,                          # (B, T) int
+        document_ids: Tensor | None = None,   # (B, T) int, the document of each token; None: one
+        cache: KVCache | None = None,         # from `make_cache`; None: nothing was read before
+        n_new_tokens: Tensor | None = None,   # (B,) how many of each row's ids are text; None: all
+    ) -> Tensor:                              # (B, T, V)
         if ids.shape == (1, 1) and cache is not None and n_new_tokens is None:
             return self._step(ids, cache=cache)
         return self.model(ids, document_ids, cache, n_new_tokens)

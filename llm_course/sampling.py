@@ -150,7 +150,7 @@ def generate_tokens(
 
 # %% ../nbs/08_sampling.ipynb #fe019df0
 def generate(
-    model: CausalLM,
+    model: CausalLM,               # what will read the prompt and write
     ids: Iterable[int],            # (T,) the prompt, at least one id
     max_new_tokens: int,           # at most so many
     temperature: float = 1.0,      # below 1 sharpens, above 1 flattens, 0 takes the likeliest
@@ -190,7 +190,7 @@ def prompt_ids(
 
 # %% ../nbs/08_sampling.ipynb #71f81aee
 def generate_text(
-    model: CausalLM,
+    model: CausalLM,                   # what will read the prompt and write
     tokenizer,  # the one that the model was trained with
     prompt: str = "",                  # the text to continue
     max_new_tokens: int = 256,         # at most so many
@@ -211,7 +211,7 @@ def generate_text(
 
 # %% ../nbs/08_sampling.ipynb #b809252d
 def generate_batch(
-    model: CausalLM,
+    model: CausalLM,                   # what will read the prompts and write
     ids: Iterable,                     # (B, T), or B prompts of any lengths
     max_new_tokens: int,               # at most so many for each text
     stop_ids: Iterable[int] = (),      # end a text; not part of it

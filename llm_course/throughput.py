@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -193,7 +193,7 @@ def optimize_for_training(
     gradients stay the same, and so do parameters and their names."""
     for module in model.modules():
         if isinstance(module, SwiGLU):
-            module.forward = MethodType(_swiglu_forward, module)
+            module.forward = partial(_swiglu_forward, module)
         elif isinstance(module, MLP) and module.activation is relu2:
             module.activation = _SquaredReLU.apply
 
