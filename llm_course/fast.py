@@ -10,6 +10,7 @@ __all__ = ['FewRowLinear', 'FusedSwiGLU', 'FusedRMSNorm', 'quantize_rows', 'int8
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,9 +57,10 @@ class FewRowLinear(nn.Linear):
             return self._as_columns(x.reshape(n_rows, -1)).view(*x.shape[:-1], -1)
         if not _PACKED:
             return super().forward(x)
-        if self._packed is None or self._packed_version != self.weight._version:
+        version = 0 if self.weight.is_inference() else self.weight._version
+        if self._packed is None or self._packed_version != version:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 32)
-            self._packed_version = self.weight._version
+            self._packed_version = version
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
     def _as_columns(self, x: Tensor) -> Tensor:  # (rows, in) to (rows, out)
@@ -194,21 +196,33 @@ def quantize_int8(
     return model
 
 # %% ../nbs/08c_fast.ipynb #3f991eee
+_COMPILE_OPTIONS: dict[str, Any] = {
+    "realize_acc_reads_threshold": 1  # what goes into a product is computed once, not for each row
+}
+if hasattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe"):
+    _COMPILE_OPTIONS["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+
+
 class CompiledSteps(nn.Module):
     """Compiled decoding: a model whose steps of one token for one text run as one compiled function
     (torch.compile); prompts and batches run as before. The first steps take a minute."""
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT,  # whose parts and mode stay as they are from now on
     ):
         super().__init__()
         self.model = model
         self.config = model.config
-        # what goes into a product is computed once, not anew for each of its rows
-        self._step = torch.compile(
-            model, dynamic=False, options={"realize_acc_reads_threshold": 1}
-        )
+        self.training = model.training
+
+        def step(ids, cache):
+            return model(ids, cache=cache)
+
+        # torch.compile keeps what it compiled with a function's code, and asks at each call whether
+        # it is still the same model: with code of its own, that question can be left out
+        step.__code__ = step.__code__.replace()
+        self._step = torch.compile(step, dynamic=False, options=_COMPILE_OPTIONS)
 
     def make_cache(
         self,
@@ -219,7 +233,7 @@ class CompiledSteps(nn.Module):
         "Empty KV cache, of few different sizes: for each the step is compiled anew."
         limit = self.config.max_seq_len
         size = min(limit, max_seq_len or limit)
-        rounded = min(limit, max(256, 2 ** math.ceil(math.log2(size))))
+        rounded = min(limit, max(128, 2 ** math.ceil(math.log2(size))))
         return self.model.make_cache(batch_size, rounded, slack)
 
     def forward(
@@ -230,7 +244,7 @@ class CompiledSteps(nn.Module):
         n_new_tokens: Tensor | None = None,   # (B,) how many of each row's ids are text; None: all
     ) -> Tensor:                              # (B, T, V)
         if ids.shape == (1, 1) and cache is not None and n_new_tokens is None:
-            return self._step(ids, cache=cache)
+            return self._step(ids, cache)
         return self.model(ids, document_ids, cache, n_new_tokens)
 
 
