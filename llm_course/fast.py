@@ -25,6 +25,11 @@ from .throughput import has_compiler
 _PACKED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def _version(x: Tensor) -> int:
+    "How often a tensor has been changed in place; one made in inference mode does not count."
+    return 0 if x.is_inference() else x._version
+
+
 class FewRowLinear(nn.Linear):
     """Linear layer for few rows, the same numbers faster: a token or two as columns, more with the
     weight laid out once as oneDNN reads it. For inference on a CPU in float32; elsewhere it is
@@ -57,7 +62,7 @@ class FewRowLinear(nn.Linear):
             return self._as_columns(x.reshape(n_rows, -1)).view(*x.shape[:-1], -1)
         if not _PACKED:
             return super().forward(x)
-        version = 0 if self.weight.is_inference() else self.weight._version
+        version = _version(self.weight)
         if self._packed is None or self._packed_version != version:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 32)
             self._packed_version = version
