@@ -37,6 +37,34 @@ class CacheStep(NamedTuple):
     n_filled: int  # slots to read
     beside: bool  # the new tokens look at the slots as they were, and at themselves
 
+# %% ../nbs/03b_cache.ipynb #kvc0ca52
+def _new_counts(n_rows: int, T: int, n_new_tokens: Tensor | Sequence[int] | None) -> list[int]:
+    "How many of T new tokens are real, for each row, as numbers on the host; None: all."
+    if n_new_tokens is None:
+        return [T] * n_rows
+    is_tensor = isinstance(n_new_tokens, Tensor)
+    counts = n_new_tokens.tolist() if is_tensor else list(n_new_tokens)
+    if len(counts) != n_rows or min(counts) < 0 or max(counts) > T:
+        raise ValueError(
+            f"n_new_tokens must be one number for each of the {n_rows} rows, "
+            f"from 0 to {T}, not {counts}."
+        )
+    return counts
+
+# %% ../nbs/03b_cache.ipynb #kvc0ca55
+def _places(
+    positions: Tensor, n_new: int | Tensor, even_length: int | None, size: int, is_ring: bool
+) -> slice | Tensor:
+    "Where the new tokens are written in `k` and `v`: slot s at 1 + s, what is not kept at 0."
+    T = positions.shape[-1]
+    if even_length is not None and even_length % size + T <= size:
+        start = 1 + even_length % size
+        return slice(start, start + T)
+    slots = positions % size if is_ring else positions
+    steps = torch.arange(T, device=positions.device)
+    kept = (steps < n_new) & (steps >= n_new - size)  # of too many the last ones
+    return (1 + slots).where(kept, 0)
+
 # %% ../nbs/03b_cache.ipynb #96a583fd
 class KVCache:
     """KV cache: keys and values of the tokens so far, for all layers and rows. For inference: no
@@ -108,10 +136,13 @@ class KVCache:
             key_positions = torch.cat((key_positions, positions), dim=-1)
 
         mask = None
-        if self._needs_mask(T, even_length, longest, n_filled):
+        beyond_window = self.window is not None and n_filled > self.window
+        all_begin = longest == 0 and n_filled == T       # then attention is causal by itself
+        one_sees_all = T == 1 and even_length is not None
+        if beyond_window or not (all_begin or one_sees_all):
             mask = causal_mask(positions, key_positions, self.window)
             mask = mask if even_length is not None else mask[:, None]
-        places = self._places(positions, n_new, even_length)
+        places = _places(positions, n_new, even_length, self.size, self.window is not None)
         self.lengths += n_new if isinstance(n_new, int) else n_new[:, 0]
         return CacheStep(positions, key_positions, mask, places, n_filled, beside)
 
@@ -123,16 +154,7 @@ class KVCache:
             self._host_lengths = None
             return None, self.size, self.size + T
         lengths = self.host_lengths
-        n_rows = len(lengths)
-        counts = [T] * n_rows
-        if n_new_tokens is not None:
-            is_tensor = isinstance(n_new_tokens, Tensor)
-            counts = n_new_tokens.tolist() if is_tensor else list(n_new_tokens)
-        if len(counts) != n_rows or min(counts) < 0 or max(counts) > T:
-            raise ValueError(
-                f"n_new_tokens must be one number for each of the {n_rows} rows, "
-                f"from 0 to {T}, not {counts}."
-            )
+        counts = _new_counts(len(lengths), T, n_new_tokens)
         after = [length + count for length, count in zip(lengths, counts)]
         if limit is not None and max(after) > limit:
             raise ValueError(
@@ -147,30 +169,6 @@ class KVCache:
         self._host_lengths = after
         even = n_new_tokens is None and len(set(lengths)) == 1
         return lengths[0] if even else None, max(lengths), max(after)
-
-    def _needs_mask(
-        self, T: int, even_length: int | None, longest: int, n_filled: int
-    ) -> bool:
-        """Whether attention needs a mask: not for rows that all begin now (causal), nor for one
-        new token that sees every slot."""
-        if self.window is not None and n_filled > self.window:
-            return True
-        begins = longest == 0 and n_filled == T
-        single = T == 1 and even_length is not None
-        return not (begins or single)
-
-    def _places(
-        self, positions: Tensor, n_new: int | Tensor, even_length: int | None
-    ) -> slice | Tensor:
-        "Where the new tokens are written in `k` and `v`: slot s at 1 + s, what is not kept at 0."
-        T = positions.shape[-1]
-        if even_length is not None and even_length % self.size + T <= self.size:
-            start = 1 + even_length % self.size
-            return slice(start, start + T)
-        slots = positions if self.window is None else positions % self.size
-        steps = torch.arange(T, device=positions.device)
-        kept = (steps < n_new) & (steps >= n_new - self.size)  # of too many the last ones
-        return (1 + slots).where(kept, 0)
 
     @torch.no_grad()
     def update(

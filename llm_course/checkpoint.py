@@ -230,12 +230,12 @@ def _is_of(run: Path, corpus: str) -> bool:
 
 
 def find_model(
-    corpus: str = "tales",  # a setting corpus.source; "tales" stands for "tales:N" too
+    corpus: str | None = "tales",  # as in corpus.source; "tales": "tales:N" too; None: any
 ) -> Path:  # a run, or the bundled checkpoint
-    "The newest run of a corpus under data/runs, else the bundled model."
+    "Find the model to look at: the newest run of a corpus under data/runs, else the bundled one."
     latest = (project_root() / "data" / "runs").glob("*/latest")
     for path in sorted(latest, key=lambda path: path.stat().st_mtime, reverse=True):
-        if _is_of(path.parent, corpus):
+        if corpus is None or _is_of(path.parent, corpus):
             return path.parent
     return bundled_model()
 

@@ -93,9 +93,11 @@ def _show(bar: tqdm, metrics: StepMetrics, text: str | None) -> None:
         tqdm.write(f"{step} writes: {shorten(text, 120, placeholder=' …')}", file=sys.stdout)
 
 # %% ../nbs/90d_fit.ipynb #c60f2c41
-def _where_to_return(run: Path) -> str:
+def _where_to_return(run: Path, config: RunConfig) -> str:
     "How to go on after a loss that was not finite."
-    rates = "a lower train.lr and train.muon_lr"
+    rates = "a lower train.lr"
+    if config.train.optimizer == "muon":
+        rates += " and train.muon_lr"
     try:
         checkpoint = shown(resolve_checkpoint(run))
     except (FileNotFoundError, ValueError):
@@ -141,7 +143,7 @@ def fit(
     try:
         return _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start)
     except NonFiniteLossError as error:
-        raise FloatingPointError(f"{error} {_where_to_return(run)}") from error
+        raise FloatingPointError(f"{error} {_where_to_return(run, config)}") from error
 
 # %% ../nbs/90d_fit.ipynb #35196cc5
 def print_results(

@@ -18,11 +18,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checkpoint import load_model
+from .checkpoint import find_model, load_model
 from .config import RunConfig, load_config
 from .gpt import GPT
 from .run_folder import read_config, resolve_checkpoint
-from .runs import newest_model, shown
+from .runs import shown
 
 # %% ../nbs/90c_shell.ipynb #1b056534
 def base_parser(
@@ -124,7 +124,7 @@ def open_model(
     args = parser.parse_intermixed_args(argv)
     words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
     settings = [word for word in args.settings if word not in words]
-    folder = resolve_checkpoint(args.model or newest_model())
+    folder = resolve_checkpoint(args.model or find_model(None))
     read_config(folder)  # refused where it is damaged
     config = load_config(args.config or folder / "config.yaml", settings)
     model, tokenizer = load_model(folder, config.train.device)
