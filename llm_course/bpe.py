@@ -250,7 +250,7 @@ class BPETokenizer(Tokenizer):
                     yield ids[ids < self.vocab_size].tolist()
 
     def _decode(self, ids):
-        return b"".join([self.vocab[i] for i in ids]).decode("utf-8", errors="replace")
+        return b"".join(map(self.vocab.__getitem__, ids)).decode("utf-8", errors="replace")
 
     def files(self) -> dict[str, bytes]:
         "GPT-2's vocab.json and merges.txt, and tokenizer_kind.json: name → content."

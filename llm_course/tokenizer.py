@@ -131,7 +131,7 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
         Raises ValueError for an id that does not exist."""
-        ids = [operator.index(i) for i in ids]  # ints of any kind, numpy's and PyTorch's too
+        ids = list(map(operator.index, ids))  # ints of any kind, numpy's and PyTorch's too
         for i in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= i < self.vocab_size:
                 raise ValueError(
