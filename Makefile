@@ -50,6 +50,7 @@ pretrained: .venv/.installed-core
 	$(BIN)/llm_tokenize --config configs/pretrained.yaml
 	$(BIN)/llm_train --config configs/pretrained.yaml --fresh
 	$(BIN)/python -c "from llm_course.runs import bundle; bundle('data/runs/pretrained', 'llm_course/bundled')"
+	$(BIN)/llm_eval --model llm_course/bundled eval.stories=500 > llm_course/bundled/eval.txt
 
 clean:
 	rm -rf .venv _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png
