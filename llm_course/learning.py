@@ -15,11 +15,10 @@ from torch import Tensor
 
 # %% ../nbs/02_learning.ipynb #6f3b8a4b
 def cross_entropy(
-    logits: Tensor,            # (..., V) scores, not yet probabilities
-    targets: Tensor,           # (...) ids of the right tokens
-    reduction: str = "mean",   # "mean" or "sum" over the targets that count; "none": each by itself
-    ignore_index: int = -100,  # targets with this value do not count
-) -> Tensor:                   # nats, a scalar; with "none" (...)
+    logits: Tensor,           # (..., V) scores, not yet probabilities
+    targets: Tensor,          # (...) ids of the right tokens; -100 does not count
+    reduction: str = "mean",  # "mean" or "sum" over the targets that count; "none": each by itself
+) -> Tensor:                  # nats, a scalar; with "none" (...)
     """Cross-entropy: the surprise at the right tokens, log-sum-exp of the logits minus the right
     logit. Half precision is computed in float32. ValueError where the shapes do not fit."""
     if logits.shape[:-1] != targets.shape:
@@ -28,8 +27,7 @@ def cross_entropy(
     if logits.dtype != torch.float64:
         logits = logits.float()
     rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
-    how = dict(ignore_index=ignore_index, reduction=reduction)
-    loss = F.cross_entropy(rows, targets.reshape(-1), **how)
+    loss = F.cross_entropy(rows, targets.reshape(-1), reduction=reduction)
     return loss.view(targets.shape) if reduction == "none" else loss
 
 # %% ../nbs/02_learning.ipynb #9930424c
@@ -91,8 +89,7 @@ def clip_grad_norm(
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be above 0; inf never clips.")
     if not math.isfinite(norm):
-        remedy = "lower the learning rate or look at the batch"
-        raise ValueError(f"The gradient's norm is {norm}: the loss has run away; {remedy}.")
+        raise ValueError(f"The gradient's norm is {norm}, not finite; lower the learning rate.")
     if norm > max_norm:
         for p in params:
             p.grad.mul_(max_norm / norm)
