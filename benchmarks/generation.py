@@ -35,10 +35,12 @@ from transformers import LlamaForCausalLM
 import llm_course
 from llm_course.cost import matmul_weights, parameter_count
 from llm_course.fast import FewRowLinear, Int8Linear, optimize_for_decoding, quantize_int8
-from llm_course.gpt import GPT, GPTConfig
+from llm_course.gpt import GPT
+from llm_course.model_config import GPTConfig
 from llm_course.pretrained import to_pretrained
-from llm_course.sampling import generate, generate_batch
+from llm_course.sampling import generate
 from llm_course.throughput import has_compiler
+from llm_course.writing import generate_batch
 
 THEIRS = "transformers, float32, eager"
 OURS = "llm_course, float32, eager"

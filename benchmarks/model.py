@@ -29,7 +29,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import llm_course
 from llm_course.cost import parameter_count
-from llm_course.gpt import GPT, GPTConfig
+from llm_course.gpt import GPT
+from llm_course.model_config import GPTConfig
 from llm_course.throughput import optimize_for_training
 
 COURSE = dict(vocab_size=1024, max_seq_len=256, n_layers=4, n_heads=4, d_model=128)

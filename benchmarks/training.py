@@ -26,10 +26,12 @@ from in_turn import measure_in_turn, median_ratio
 from torch import Tensor, nn
 
 from llm_course.cost import flops_per_token, matmul_flops, parameter_count
-from llm_course.dataloader import Batch
-from llm_course.gpt import GPT, GPTConfig
+from llm_course.gpt import GPT
+from llm_course.model_config import GPTConfig
+from llm_course.packing import Batch
+from llm_course.settings import TrainConfig
 from llm_course.throughput import has_compiler, optimize_for_training
-from llm_course.training import TrainConfig, train
+from llm_course.training import train
 
 CLASSIC = GPTConfig(
     vocab_size=65,

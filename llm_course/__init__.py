@@ -6,23 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers: the same names as below
-    from .attention import MultiHeadAttention as MultiHeadAttention
     from .attention import causal_mask as causal_mask
     from .attention import rope as rope
     from .attention import scaled_dot_product_attention as scaled_dot_product_attention
     from .attention import softmax as softmax
     from .block import Block as Block
-    from .block import LayerNorm as LayerNorm
     from .block import MLP as MLP
     from .block import RMSNorm as RMSNorm
-    from .block import SwiGLU as SwiGLU
     from .bpe import BPETokenizer as BPETokenizer
     from .cache import KVCache as KVCache
     from .checkpoint import load_checkpoint as load_checkpoint
     from .checkpoint import load_model as load_model
     from .checkpoint import save_checkpoint as save_checkpoint
     from .corpus import Tales as Tales
-    from .dataloader import Batch as Batch
     from .dataloader import Batches as Batches
     from .decoding import beam_search as beam_search
     from .engine import SamplingParams as SamplingParams
@@ -32,35 +28,39 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .foreign import SentencePieceTokenizer as SentencePieceTokenizer
     from .formats import load_tokenizer as load_tokenizer
     from .gpt import GPT as GPT
-    from .gpt import GPTConfig as GPTConfig
+    from .heads import MultiHeadAttention as MultiHeadAttention
+    from .interface import CharTokenizer as CharTokenizer
+    from .interface import decode_stream as decode_stream
     from .learning import AdamW as AdamW
     from .learning import clip_grad_norm as clip_grad_norm
     from .learning import cross_entropy as cross_entropy
-    from .optim import Muon as Muon
+    from .measure import evaluate as evaluate
+    from .model_config import GPTConfig as GPTConfig
     from .optim import cosine_schedule as cosine_schedule
     from .optim import make_optimizer as make_optimizer
+    from .optim import Muon as Muon
+    from .packing import Batch as Batch
+    from .parts import LayerNorm as LayerNorm
+    from .parts import SwiGLU as SwiGLU
     from .pretrained import from_pretrained as from_pretrained
     from .pretrained import to_pretrained as to_pretrained
     from .sampling import generate as generate
-    from .sampling import generate_batch as generate_batch
     from .sampling import generate_text as generate_text
+    from .settings import TrainConfig as TrainConfig
     from .sources import load_documents as load_documents
     from .throughput import optimize_for_training as optimize_for_training
     from .tokenfiles import TokenDataset as TokenDataset
     from .tokenfiles import write_ids as write_ids
     from .tokenfiles import write_tokens as write_tokens
-    from .tokenizer import CharTokenizer as CharTokenizer
-    from .tokenizer import decode_stream as decode_stream
-    from .training import TrainConfig as TrainConfig
-    from .training import evaluate as evaluate
     from .training import train as train
+    from .writing import generate_batch as generate_batch
 
 # Where each public name stands. Its module, and torch with it, is loaded when the name is used.
 _HOME = {
     "Tales": "corpus",
     "load_documents": "sources",
-    "CharTokenizer": "tokenizer",
-    "decode_stream": "tokenizer",
+    "CharTokenizer": "interface",
+    "decode_stream": "interface",
     "BPETokenizer": "bpe",
     "load_tokenizer": "formats",
     "HFTokenizer": "foreign",
@@ -71,26 +71,26 @@ _HOME = {
     "Muon": "optim",
     "cosine_schedule": "optim",
     "make_optimizer": "optim",
-    "MultiHeadAttention": "attention",
+    "MultiHeadAttention": "heads",
     "causal_mask": "attention",
     "rope": "attention",
     "scaled_dot_product_attention": "attention",
     "softmax": "attention",
     "KVCache": "cache",
     "Block": "block",
-    "LayerNorm": "block",
+    "LayerNorm": "parts",
     "MLP": "block",
     "RMSNorm": "block",
-    "SwiGLU": "block",
+    "SwiGLU": "parts",
     "GPT": "gpt",
-    "GPTConfig": "gpt",
-    "Batch": "dataloader",
+    "GPTConfig": "model_config",
+    "Batch": "packing",
     "Batches": "dataloader",
     "TokenDataset": "tokenfiles",
     "write_ids": "tokenfiles",
     "write_tokens": "tokenfiles",
-    "TrainConfig": "training",
-    "evaluate": "training",
+    "TrainConfig": "settings",
+    "evaluate": "measure",
     "train": "training",
     "optimize_for_training": "throughput",
     "load_checkpoint": "checkpoint",
@@ -98,7 +98,7 @@ _HOME = {
     "save_checkpoint": "checkpoint",
     "SamplingParams": "engine",
     "generate": "sampling",
-    "generate_batch": "sampling",
+    "generate_batch": "writing",
     "generate_text": "sampling",
     "beam_search": "decoding",
     "optimize_for_decoding": "fast",

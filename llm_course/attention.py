@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['softmax', 'causal_mask', 'attention_weights', 'scaled_dot_product_attention', 'rope_inv_freq', 'rope_cos_sin',
-           'apply_rope', 'rope', 'attend', 'head_sizes', 'LayerContext', 'MultiHeadAttention']
+           'apply_rope', 'rope']
 
 # %% ../nbs/03_attention.ipynb #b4e27221
 from math import sqrt
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../nbs/03_attention.ipynb #29b31439
 def softmax(
@@ -116,161 +114,3 @@ def rope(
     inv_freq = rope_inv_freq(x.shape[-1], theta, x.device)
     cos, sin = rope_cos_sin(positions, inv_freq)
     return apply_rope(x, cos, sin)
-
-# %% ../nbs/03_attention.ipynb #bcdebf2a
-def attend(
-    q: Tensor,  # (B, H, T, D)
-    k: Tensor,  # (B, H_kv, S, D), H a multiple of H_kv
-    v: Tensor,  # (B, H_kv, S, D)
-    mask: Tensor | None = None,  # bool, or float to add; what can become (B, H, T, S); None: causal
-    dropout: float = 0.0,  # share of the weights dropped at random
-) -> Tensor:  # (B, H, T, D)
-    """Causal by default: scaled dot-product attention on PyTorch's fast kernels. Without a mask a
-    single query sees all keys. ValueError where keys and values are not equally many, or where
-    several queries without a mask are not as many as the keys."""
-    T = q.shape[2]
-    S = k.shape[2]
-    if v.shape[2] != S:
-        raise ValueError(f"There are {S} keys and {v.shape[2]} values; every key needs its value.")
-    if mask is None and T not in (1, S):
-        raise ValueError(f"{T} queries and {S} keys need a mask; make one with causal_mask.")
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(q.dtype)
-    if mask is not None and mask.dim() == 3:
-        mask = mask[None]  # the fast kernels take two dimensions or four
-    causal = mask is None and T == S
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
-
-# %% ../nbs/03_attention.ipynb #8174f84e
-def head_sizes(
-    d_model: int,  # C, channels of the stream
-    n_heads: int,  # H
-    n_kv_heads: int | None = None,  # None: as many as n_heads
-    d_head: int = 0,  # 0: d_model // n_heads
-) -> tuple[int, int, int]:  # (H, H_kv, D)
-    """Heads of a layer: how many for queries, how many for keys and values, and how wide each is.
-    ValueError where the heads do not divide d_model or one another."""
-    if n_kv_heads is None:
-        n_kv_heads = n_heads
-    if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
-        raise ValueError(
-            f"n_heads={n_heads} is not a multiple of n_kv_heads={n_kv_heads}; "
-            "choose a divisor of n_heads."
-        )
-    if d_head:
-        return n_heads, n_kv_heads, d_head
-    if d_model % n_heads:
-        raise ValueError(
-            f"d_model={d_model} cannot be cut into n_heads={n_heads} equal heads; "
-            "choose a divisor of d_model, or give d_head."
-        )
-    return n_heads, n_kv_heads, d_model // n_heads
-
-# %% ../nbs/03_attention.ipynb #f76014bc
-class LayerContext(NamedTuple):
-    "Layer context: what the layers share in one forward pass, computed once for all of them."
-
-    rope: tuple[Tensor, Tensor] | None = None  # cos and sin, each (T, D/2) or (B, T, D/2)
-    mask: Tensor | None = None  # as `attend` takes it; None: causal
-    cache: Any = None  # the KVCache of all layers (workshop 03b)
-    step: Any = None  # its CacheStep for this pass
-
-# %% ../nbs/03_attention.ipynb #940a4ccc
-class MultiHeadAttention(nn.Module):
-    """Multi-head attention: several attentions side by side, each over its own slice of the
-    channels (Vaswani et al. 2017); with fewer key and value heads, grouped-query attention
-    (Ainslie et al. 2023). ValueError where the heads do not divide, or x is not (B, T, C)."""
-
-    def __init__(
-        self,
-        d_model: int,  # C, channels of the stream
-        n_heads: int,  # H
-        n_kv_heads: int | None = None,  # heads with keys and values of their own; None: n_heads
-        d_head: int = 0,  # D; 0: d_model // n_heads
-        bias: bool = False,  # in the linear layers
-        qkv_bias: bool | None = None,  # in the layer of q, k and v alone; None: as `bias`
-        qk_norm: bool = False,  # RMS-norm for each query and key
-        qk_norm_eps: float = 1e-6,  # added to the mean square
-        dropout: float = 0.0,  # share of weights and of outputs dropped in training
-        rope_theta: float | None = None,  # None: no RoPE
-        layer: int = 0,  # its number, from 0: where it writes in the cache
-    ):
-        super().__init__()
-        sizes = head_sizes(d_model, n_heads, n_kv_heads, d_head)
-        self.n_heads, self.n_kv_heads, self.d_head = sizes
-        self.rope_theta = rope_theta
-        self.qk_norm = qk_norm
-        self.qk_norm_eps = qk_norm_eps
-        self.layer = layer
-        qkv_bias = bias if qkv_bias is None else qkv_bias
-        n_rows = (self.n_heads + 2 * self.n_kv_heads) * self.d_head
-        self.qkv = nn.Linear(d_model, n_rows, bias=qkv_bias)
-        self.out_proj = nn.Linear(n_heads * self.d_head, d_model, bias=bias)
-        self.dropout = nn.Dropout(dropout)
-        if qk_norm:
-            self.q_gain = nn.Parameter(torch.full((self.d_head,), 2.0))
-            self.k_gain = nn.Parameter(torch.ones(self.d_head))
-
-    def project(
-        self,
-        x: Tensor,  # (B, T, C)
-        context: LayerContext | None = None,  # None: RoPE from position 0
-    ) -> tuple[Tensor, Tensor, Tensor]:  # (B, H, T, D), (B, H_kv, T, D), (B, H_kv, T, D)
-        "Queries, keys and values of every head, in one product, normed and turned."
-        if x.dim() != 3:
-            raise ValueError(f"x must be (B, T, C), not {tuple(x.shape)}; write x[None] for a row.")
-        heads = self.qkv(x).unflatten(-1, (-1, self.d_head))  # (B, T, H + 2 H_kv, D)
-        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        if self.qk_norm:
-            gains = (self.q_gain.expand(self.n_heads, -1), self.k_gain.expand(self.n_kv_heads, -1))
-            qk = F.rms_norm(qk, (self.d_head,), eps=self.qk_norm_eps) * torch.cat(gains)
-        if self.rope_theta is not None:
-            cos, sin = self._cos_sin(x, context or LayerContext(), self.rope_theta)
-            qk = apply_rope(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))  # the same in every head
-            if not self.qk_norm:
-                v = v.contiguous()  # as a view it would keep the unturned q and k in memory
-        q, k = qk.split((self.n_heads, self.n_kv_heads), dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def _cos_sin(
-        self, x: Tensor, context: LayerContext, theta: float
-    ) -> tuple[Tensor, Tensor]:
-        "RoPE's angles: the context's; where it has none, from the cache's positions or from 0."
-        if context.rope is not None:
-            return context.rope
-        if context.step is not None:
-            positions = context.step.positions
-        else:
-            positions = torch.arange(x.shape[1], device=x.device)
-        inv_freq = rope_inv_freq(self.d_head, theta, x.device)
-        return rope_cos_sin(positions, inv_freq)
-
-    def forward(
-        self,
-        x: Tensor,  # (B, T, C)
-        context: LayerContext | None = None,  # None: causal, and RoPE from position 0
-    ) -> Tensor:  # (B, T, C)
-        context = context or LayerContext()
-        q, k, v = self.project(x, context)
-        if context.cache is not None:
-            k, v = context.cache.update(self.layer, k, v, context.step)
-        y = attend(q, k, v, context.mask, self.dropout.p if self.training else 0.0)
-        return self.dropout(self.out_proj(y.transpose(1, 2).flatten(2)))
-
-    def attention_weights(
-        self,
-        x: Tensor,  # (B, T, C)
-        context: LayerContext | None = None,  # as in `forward`; its cache is not asked
-    ) -> Tensor:  # (B, H, T, T)
-        "Attention weights of each head, by hand: to look at, not to train with."
-        context = context or LayerContext()
-        q, k, _ = self.project(x, context)
-        k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)  # (B, H, T, D)
-        mask = context.mask
-        if mask is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-            mask = causal_mask(positions, positions)
-        if mask.dtype == torch.bool:
-            return attention_weights(q, k, mask)
-        return attention_weights(q, k, bias=mask)

@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 import tiktoken
 
+from .interface import Tokenizer
 from llm_course.merges import (
     PieceEncoder,
     gpt2_files,
@@ -35,7 +36,6 @@ from llm_course.texts import (
     text_blocks,
     utf8,
 )
-from .tokenizer import Tokenizer
 from .workers import map_in_threads
 
 # %% ../nbs/01a_bpe.ipynb #acb5f550

@@ -28,7 +28,8 @@ from llm_course.files import (
     write_sums,
 )
 from .formats import load_tokenizer
-from .gpt import GPT, GPTConfig, unwrap
+from .gpt import GPT, unwrap
+from .model_config import GPTConfig
 from llm_course.run_folder import (
     best_checkpoint,
     list_checkpoints,

@@ -13,17 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention import MultiHeadAttention, head_sizes
-from llm_course.block import (
-    ACTIVATIONS,
-    MLP,
-    NORM_POSITIONS,
-    Block,
-    LayerNorm,
-    RMSNorm,
-    SwiGLU,
-    lookup,
-)
+from .block import MLP, Block, RMSNorm
+from .heads import MultiHeadAttention, head_sizes
+from .parts import ACTIVATIONS, NORM_POSITIONS, LayerNorm, SwiGLU, lookup
 from .positions import SinusoidalPositions
 
 # %% ../nbs/05a_choices.ipynb #e6afc102

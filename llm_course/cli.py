@@ -20,16 +20,11 @@ from .config import RunConfig, load_config
 from .corpus import Tales
 from .cost import parameter_count
 from .dataloader import Batches
-from llm_course.evaluation import (
-    bits_per_byte,
-    floor_gap,
-    judge_stories,
-    perplexity,
-    sample_stories,
-)
+from .evaluation import bits_per_byte, judge_stories, perplexity, sample_stories
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
+from .measure import evaluate
 from .optim import make_optimizer
 from llm_course.runs import (
     corpus_documents,
@@ -40,12 +35,12 @@ from llm_course.runs import (
     shown,
     token_floor,
 )
-from .sampling import generate_text, prompt_ids
+from .sampling import generate_text
 from .shell import base_parser, command, open_model, read_prompt
-from .statistics import story_rates
+from .statistics import floor_gap, story_rates
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
-from .training import evaluate
+from .writing import prompt_ids
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
 def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:

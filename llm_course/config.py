@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .engine import SamplingParams
-from .gpt import GPTConfig
+from .model_config import GPTConfig
+from .settings import TrainConfig
 from .sources import project_root
-from .training import TrainConfig
 
 # %% ../nbs/90a_config.ipynb #2c796087
 @dataclass

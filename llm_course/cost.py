@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from .choices import default_d_ff
-from .gpt import GPT, GPTConfig
+from .gpt import GPT
+from .model_config import GPTConfig
 
 # %% ../nbs/05b_cost.ipynb #47cd55a2
 def parameter_count(

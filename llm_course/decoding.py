@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .context import CausalLM
 from .engine import Decoder, SamplingParams, sampling_logits
 from .filters import check_number, draw, uniform
-from .gpt import CausalLM
-from .sampling import check_prompt
+from .writing import check_prompt
 
 # %% ../nbs/08b_decoding.ipynb #26be0b25
 class Beam(NamedTuple):

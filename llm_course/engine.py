@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .context import CausalLM
 from llm_course.filters import (
     Generators,
     add_logit_bias,
@@ -32,7 +33,7 @@ from llm_course.filters import (
     top_p_filter,
     typical_filter,
 )
-from .gpt import CausalLM, evaluating
+from .gpt import evaluating
 
 # %% ../nbs/08a_engine.ipynb #2268e889
 _NUMBERS = {

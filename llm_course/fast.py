@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import RMSNorm, SwiGLU
+from .block import RMSNorm
 from .cache import KVCache
 from .gpt import GPT
+from .parts import SwiGLU
 from .throughput import has_compiler
 
 # %% ../nbs/08c_fast.ipynb #17a8c5ab

@@ -20,6 +20,7 @@ from .config import RunConfig
 from .cost import peak_flops
 from .dataloader import Batches
 from .gpt import GPT
+from .measure import StepMetrics
 from llm_course.run_folder import (
     best_checkpoint,
     read_config,
@@ -31,7 +32,7 @@ from .sampling import generate_text
 from .shell import stop_signals
 from .throughput import NonFiniteLossError
 from .track import Tracker, read_metrics
-from .training import StepMetrics, train
+from .training import train
 
 # %% ../nbs/90d_fit.ipynb #62f09a14
 def start_or_resume(

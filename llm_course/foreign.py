@@ -14,8 +14,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from .interface import Tokenizer
 from .texts import END_OF_TEXT, check_text, each_text, utf8
-from .tokenizer import Tokenizer
 
 # %% ../nbs/01c_foreign.ipynb #e395e349
 def need_library(

@@ -15,9 +15,9 @@ import tiktoken
 from .bpe import BPETokenizer
 from .files import atomic_file
 from .foreign import HFTokenizer, SentencePieceTokenizer
+from .interface import CharTokenizer, Tokenizer
 from .merges import merged_tokens, read_gpt2_files, spell, unspell
 from .texts import PATTERNS, utf8
-from .tokenizer import CharTokenizer, Tokenizer
 
 # %% ../nbs/01b_formats.ipynb #01b00005
 def from_gpt2(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .choices import default_d_ff
 from .families import FAMILIES, Family
-from .gpt import GPTConfig
+from .model_config import GPTConfig
 from .positions import RopeScaling
 
 # %% ../nbs/11b_hfconfig.ipynb #fc38ee28

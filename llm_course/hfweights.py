@@ -18,10 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .attention import head_sizes
 from .families import FAMILIES, Family, HFName
-from .gpt import GPT, GPTConfig
+from .gpt import GPT
+from .heads import head_sizes
 from .hfconfig import read_json
+from .model_config import GPTConfig
 from .run_state import unique_state_dict
 
 # %% ../nbs/11c_hfweights.ipynb #fe2bb9d8

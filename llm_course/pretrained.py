@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .attention import head_sizes
 from .bpe import BPETokenizer
 from .families import FAMILIES
 from .foreign import HFTokenizer, SentencePieceTokenizer
 from .formats import from_gpt2, load_tokenizer, to_hf
-from .gpt import GPT, GPTConfig, unwrap
+from .gpt import GPT, unwrap
+from .heads import head_sizes
 from .hfconfig import choose_family, config_from_hf, config_to_hf, read_json
 from llm_course.hfweights import (
     check_weights,
@@ -31,6 +31,7 @@ from llm_course.hfweights import (
     open_weights,
     weight_map,
 )
+from .model_config import GPTConfig
 from .run_state import check_parts, unique_state_dict
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4

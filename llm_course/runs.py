@@ -22,10 +22,10 @@ from .corpus import Tales
 from .files import atomic_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer
+from .interface import CharTokenizer
 from .run_folder import read_config, resolve_checkpoint
 from .sources import load_documents, project_root
 from .tokenfiles import TokenDataset
-from .tokenizer import CharTokenizer
 from .track import read_metrics
 from .viz import plot_loss
 

@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import MLP, SwiGLU, relu2
-from .dataloader import Batch
+from .block import MLP
 from .gpt import device_of
 from .learning import clip_grad_norm, cross_entropy, grad_norm
 from .optim import make_optimizer
+from .packing import Batch
+from .parts import SwiGLU, relu2
 
 # %% ../nbs/07a_throughput.ipynb #899e2cd7
 DTYPES = ("float32", "bfloat16")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from llm_course.gpt import GPT, GPTConfig
+from llm_course.gpt import GPT
+from llm_course.model_config import GPTConfig
 
 TINY = dict(vocab_size=64, max_seq_len=96, n_layers=2, n_heads=2, d_model=32)
 OTHERS = dict(

@@ -15,9 +15,9 @@ import pytest
 from conftest import wait_for
 
 from llm_course.bpe import BPETokenizer
+from llm_course.interface import CharTokenizer
 from llm_course.sources import load_documents
 from llm_course.tokenfiles import TokenDataset, is_written, write_tokens
-from llm_course.tokenizer import CharTokenizer
 
 TOKENIZE = (
     "llm_tokenize",

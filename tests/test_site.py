@@ -20,9 +20,9 @@ from test_notebooks import ENV, MODULES, NOTEBOOKS, ROOT, exported_module, modul
 
 from llm_course.checkpoint import load_model
 from llm_course.look_inside import attention_maps, logit_lens
-from llm_course.sampling import prompt_ids
 from llm_course.viz_text import show_token
 from llm_course.widgets import farthest_look, lens_table
+from llm_course.writing import prompt_ids
 
 
 def without_ending(path):

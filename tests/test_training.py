@@ -5,10 +5,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from llm_course.choices import make_mlp
-from llm_course.dataloader import Batch
-from llm_course.gpt import GPT, GPTConfig
+from llm_course.gpt import GPT
+from llm_course.model_config import GPTConfig
+from llm_course.packing import Batch
+from llm_course.settings import TrainConfig
 from llm_course.throughput import has_compiler, optimize_for_training
-from llm_course.training import TrainConfig, train
+from llm_course.training import train
 
 SHAPE = dict(vocab_size=32, max_seq_len=16, n_heads=2, d_model=16)
 needs_compiler = pytest.mark.skipif(

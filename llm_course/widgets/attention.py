@@ -15,9 +15,9 @@ import traitlets
 from torch import Tensor
 
 from ..look_inside import attention_maps
-from ..sampling import prompt_ids
 from .base import Explorer, cut_note, static_file, text_box
 from .tokens import token_name
+from ..writing import prompt_ids
 
 # %% ../../nbs/support/widgets/attention.ipynb #747f7582
 class _AttentionView(anywidget.AnyWidget):

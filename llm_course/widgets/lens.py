@@ -14,9 +14,9 @@ import traitlets
 from torch import Tensor
 
 from ..look_inside import logit_lens
-from ..sampling import prompt_ids
 from .base import Explorer, cut_note, static_file, text_box
 from .tokens import token_name
+from ..writing import prompt_ids
 
 # %% ../../nbs/support/widgets/lens.ipynb #24b40443
 def lens_table(

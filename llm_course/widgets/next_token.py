@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..engine import SamplingParams, sampling_logits
-from ..sampling import next_logits, prompt_ids
 from ..viz import PALETTE, new_figure
 from .base import static_file
 from .tokens import token_name
+from ..writing import next_logits, prompt_ids
 
 # %% ../../nbs/support/widgets/next_token.ipynb #234626aa
 class NextToken(NamedTuple):

@@ -15,12 +15,12 @@ import ipywidgets as widgets
 from ..checkpoint import load_model
 from ..engine import SamplingParams
 from ..pretrained import from_pretrained
-from ..sampling import next_logits, prompt_ids
 from ..sources import project_root
 from .base import Explorer, text_box
 from .next_token import NextTokenBars
 from .text import Draft, Drafts, WrittenText
 from .tokens import token_name
+from ..writing import next_logits, prompt_ids
 
 # %% ../../nbs/support/widgets/playground.ipynb #80aad3d3
 SAMPLERS = {  # sliders: parameter of SamplingParams: start, lowest, highest, step, name in the page

@@ -18,9 +18,9 @@ import torch
 import traitlets
 
 from ..engine import GeneratedToken, slide_window
-from ..sampling import generate_tokens, prompt_ids
 from ..viz_text import level_names, probability_level, show_token
 from .base import static_file
+from ..writing import generate_tokens, prompt_ids
 
 # %% ../../nbs/support/widgets/text.ipynb #5d358b05
 def _chance(p: float) -> str:

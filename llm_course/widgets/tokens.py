@@ -16,8 +16,8 @@ import ipywidgets as widgets
 import traitlets
 
 from ..bpe import BPETokenizer
+from ..interface import decode_stream
 from ..texts import special_pattern, split_pieces
-from ..tokenizer import decode_stream
 from ..viz_text import show_token
 from .base import Explorer, static_file, text_box
 

@@ -18,8 +18,10 @@ import ipywidgets as widgets
 import torch
 import traitlets
 
+from ..measure import StepMetrics
 from ..sampling import generate_text
-from ..training import StepMetrics, TrainConfig, train
+from ..settings import TrainConfig
+from ..training import train
 from ..viz import running_mean
 from .base import Explorer, static_file, text_box
 from .job import Job, JobButtons
