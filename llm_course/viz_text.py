@@ -174,6 +174,10 @@ def plot_probabilities(
     return fall_back(fig)
 
 # %% ../nbs/support/viz_text.ipynb #d741c9cf
+_ROWS = "the token that looks"
+_COLUMNS = "where it looks"
+
+
 def plot_attention(
     weights,                             # (H, T, T) or (T, T): row t says where token t looks
     tokens: Sequence[str],               # (T,) their texts
@@ -199,8 +203,8 @@ def plot_attention(
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     fig.suptitle(drawable(title), fontsize=11)
-    fig.supxlabel("looked at", fontsize=10)
-    fig.supylabel("looks", fontsize=10)
+    fig.supxlabel(_COLUMNS, fontsize=10)
+    fig.supylabel(_ROWS, fontsize=10)
     return fall_back(fig)
 
 # %% ../nbs/support/viz_text.ipynb #6a15ae91
@@ -216,7 +220,7 @@ def plot_heads(
         wanted = "The weights must be (layers, heads, T, S)"
         raise ValueError(f"{wanted}, not {weights.shape}: plot_attention draws one layer.")
     L, H = weights.shape[:2]
-    fig, axes = new_figure(H * size + 0.5, L * size + 0.7, L, H, squeeze=False)
+    fig, axes = new_figure(H * size + 0.5, L * size + 1, L, H, squeeze=False)
     for (layer, head), ax in np.ndenumerate(axes):
         norm = PowerNorm(0.5, 0, 1)
         ax.imshow(weights[layer, head], cmap=BLUES, norm=norm, aspect="auto")
@@ -227,6 +231,7 @@ def plot_heads(
     for layer, ax in enumerate(axes[:, 0]):
         ax.set_ylabel(f"layer {layer}", fontsize=9)
     fig.suptitle(title, fontsize=11)
+    fig.supxlabel(f"across: {_COLUMNS}\ndown: {_ROWS}", fontsize=9)
     return fig
 
 # %% ../nbs/support/viz_text.ipynb #a00fb7a7
@@ -247,7 +252,7 @@ def plot_logit_lens(
     a column a stage, in each cell a word on its probability."""
     shares = np.asarray(shares, dtype=float)
     T, columns = shares.shape
-    fig, ax = new_figure(1.6 + 1.05 * columns, 1 + 0.25 * T)
+    fig, ax = new_figure(1.6 + 1.05 * columns, 1.2 + 0.25 * T)
     read = [_cut(token) for token in tokens]
     plot_heatmap(shares, title, ylabel="token that was read", yticks=read, vmin=0, vmax=1, ax=ax)
     for t, row in enumerate(words):
@@ -260,4 +265,5 @@ def plot_logit_lens(
             ax.add_patch(Rectangle((stage - 0.47, t - 0.44), 0.94, 0.88, **frame))
     stages = ["embedding", *(f"layer {i}" for i in range(columns - 1))]
     ax.set_xticks(range(columns), stages, fontsize=9)
+    ax.set_xlabel("what the model would say next, after each layer")
     return fall_back(fig)
