@@ -1,18 +1,21 @@
-# make demo · make test · make lab · make docs · make pretrained   (each does its own set-up in .venv)
+# make demo · make lab · make test · make docs · make pretrained   (each does its own set-up in .venv)
 PYTHON ?= python3
 CORPUS ?= tales
 CONFIG ?= configs/train_small.yaml
 ARGS   ?=
+LESSON ?=
 
 BIN   := .venv/bin
 SETUP := $(wildcard settings.ini setup.py constraints.txt)
 
-.PHONY: demo test lab docs docs-serve pretrained clean
+.PHONY: demo test lab edit reset docs docs-serve pretrained clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train a small model and look at what it writes (CORPUS=stdlib, CORPUS=my.txt)"
-	@echo "make lab         open the lessons in JupyterLab"
+	@echo "make lab         open the lessons in JupyterLab: your own copies, in my_course/"
+	@echo "make reset LESSON=03    begin a lesson of yours anew (the old one is kept)"
+	@echo "make edit        open the lessons themselves, to change the course"
 	@echo "make docs        build the lessons and the package's reference as a site (make docs-serve shows it)"
 	@echo "make test        run everything that proves the course"
 	@echo "make pretrained  train the bundled model of llm_course/bundled anew"
@@ -35,8 +38,19 @@ DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 tests $(ARGS)
 
+COPIES = $(BIN)/python -c 'import sys; from llm_course.lessons import main; sys.exit(main(sys.argv[1:]))'
+JUPYTER = $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)"
+
 lab: .venv/.installed-lab
-	$(BIN)/jupyter lab nbs/00_start.ipynb
+	@$(COPIES)
+	$(JUPYTER) my_course/00_start.ipynb
+
+reset: .venv/.installed-core
+	@test -n "$(LESSON)" || { echo 'Say which lesson, such as: make reset LESSON=03'; exit 1; }
+	@$(COPIES) $(LESSON)
+
+edit: .venv/.installed-lab
+	$(JUPYTER) nbs/00_start.ipynb
 
 docs: .venv/.installed-docs
 	$(BIN)/python docs/build.py

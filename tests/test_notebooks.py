@@ -16,6 +16,7 @@ import nbformat
 import pytest
 from conftest import CHROMIUM
 from nbclient import NotebookClient
+from road import with_solutions
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "llm_course"
@@ -24,7 +25,7 @@ LESSON = re.compile(r"(\d\d)([a-z]?)_")                  # 03_attention: the roa
 BY_HAND = {"__init__", "widgets.__init__", "_modidx"}
 # What every exported module may import, and what none below the commands may.
 FOR_ALL = {"files", "workers", "hooks"}
-FOR_NOTEBOOKS = {"viz", "viz_text", "track", "widgets", "checks"}
+FOR_NOTEBOOKS = {"viz", "viz_text", "diagrams", "track", "widgets", "checks"}
 TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers")
 
 
@@ -48,6 +49,16 @@ ENV = os.environ | {
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "",
 }
+
+
+def read_settings():
+    "What settings.ini says."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+FLAGS = read_settings()["tst_flags"].split()  # cells that begin with one of them are not run
 
 
 def name_of(path):
@@ -248,11 +259,27 @@ def test_a_figure_stands_above_each_widget(path):
             assert any(shows(above, "image/png") for above in cells[max(0, i - 6) : i])
 
 
+def solved_copy(path, folder):
+    "A road lesson in a project of its own, in which each exercise is put to the test."
+    notebook = nbformat.read(path, 4)
+    notebook.cells = with_solutions(notebook.cells)
+    for name in ("settings.ini", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    copy = folder / path.relative_to(ROOT)
+    copy.parent.mkdir()
+    nbformat.write(notebook, copy)
+    return copy
+
+
 @each_notebook
-def test_nbdev_test(path):
+def test_nbdev_test(path, tmp_path):
+    root = ROOT
+    if is_road(path):
+        path = solved_copy(path, tmp_path)
+        root = tmp_path
     nbdev_test = Path(sys.executable).parent / "nbdev_test"
     command = [nbdev_test, "--n_workers", "0", "--do_print", "--path", path]
-    run = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=root, env=ENV, capture_output=True, text=True, timeout=300)
     said = run.stdout + run.stderr
     assert run.returncode == 0, said[-6000:]
     assert "No files were eligible" not in said and "Success" in said, said[-2000:]
@@ -260,10 +287,8 @@ def test_nbdev_test(path):
 
 def is_skipped(cell):
     "Whether nbdev_test leaves a cell out."
-    for name, value in directives(cell):
-        if name in ("gpu", "slow", "notest") or (name, value.strip()) == ("eval", "false"):
-            return True
-    return False
+    marks = directives(cell)
+    return any(name in FLAGS or (name, value.strip()) == ("eval", "false") for name, value in marks)
 
 
 def shows_a_widget(path):
@@ -305,10 +330,7 @@ def test_real_kernel(path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def settings():
-    "What settings.ini says."
-    config = ConfigParser(delimiters=["="])
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return config["DEFAULT"]
+    return read_settings()
 
 
 @each_lesson
