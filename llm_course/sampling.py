@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generate', 'generate_text']
 
-# %% ../nbs/08_sampling.ipynb #2d5d9f54
+# %% ../nbs/08_sampling.ipynb #11bf1790
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -52,7 +52,6 @@ def generate_text(
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
     stops = {*stop_ids, tokenizer.eos_id} - {None}
     ids = prompt_ids(model, tokenizer, prompt)
-    params = SamplingParams(stop_ids=stops, **sampling)
-    steps = start_writing(model, [ids], max_new_tokens, params, generator, progress=progress)
-    written = (id for step in steps for _, id in step)
+    settings = dict(stop_ids=stops, generator=generator, progress=progress, **sampling)
+    written = generate(model, ids, max_new_tokens, **settings)
     return stop_at(decode_stream(tokenizer, written), stop_strings)
