@@ -14,7 +14,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from .attention import causal_mask, rope_cos_sin, rope_inv_freq
+from .attention import causal_mask
 from .cache import KVCache
 from llm_course.choices import (
     POSITION_ENCODINGS,
@@ -22,7 +22,7 @@ from llm_course.choices import (
     make_block,
     make_norm,
 )
-from .heads import LayerContext
+from .heads import LayerContext, rope_cos_sin, rope_inv_freq
 from .model_config import GPTConfig
 from .positions import alibi_bias, document_mask, positions_in_documents
 
