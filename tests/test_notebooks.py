@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import CHROMIUM
+from fold_cells import wrongly_folded
 from nbclient import NotebookClient
 from road import with_solutions
 
@@ -238,6 +239,13 @@ def test_committed_outputs(path):
             machine = re.search(r"/(root|home|work|tmp|Users)/", shown)
             assert not machine, f"a path of one machine: {shown[:200]}"
             assert not re.search(r"\d+%\|", shown), f"a progress bar: {shown[:200]}"
+
+
+@each_notebook
+def test_what_may_be_skipped_is_folded(path):
+    "On the road only set-up and solutions are; elsewhere the package's cells and the tests, too."
+    wrong = [cell.source[:80] for cell in wrongly_folded(path)]
+    assert wrong == [], "run python tests/fold_cells.py"
 
 
 def shows(cell, kind):

@@ -21,7 +21,7 @@ from test_notebooks import ENV, MODULES, NOTEBOOKS, ROOT, exported_module, modul
 from llm_course.checkpoint import load_model
 from llm_course.look_inside import attention_maps, logit_lens
 from llm_course.viz_text import show_token
-from llm_course.widgets import lens_table
+from llm_course.widgets import farthest_look, lens_table
 from llm_course.writing import prompt_ids
 
 
@@ -278,20 +278,25 @@ def test_attention_is_explored_without_a_kernel(widget, reading):
         assert first == names[best]
         assert abs(int(percent) - 100 * weights[row, best].item()) < 1
 
-    agrees(len(ids) - 1, maps[0].mean(0))
+    layer, head = farthest_look(maps)
+    agrees(len(ids) - 1, maps[layer, head])
     words.nth(7).hover()
-    agrees(7, maps[0].mean(0))
+    agrees(7, maps[layer, head])
     words.nth(7).press("ArrowRight")
     expect(words.nth(8)).to_be_focused()
-    agrees(8, maps[0].mean(0))
-    choices = (("layer", "layer 3", maps[3].mean(0)), ("head", "head 2", maps[3, 2]))
-    for name, other, weights in choices:
+    agrees(8, maps[layer, head])
+    other = (layer + 1) % len(maps)
+    choices = (
+        ("layer", f"layer {other}", maps[other, head]),
+        ("head", "mean of heads", maps[other].mean(0)),
+    )
+    for name, option, weights in choices:
         before = drawn()
-        shown.get_by_label(name).select_option(other)
+        shown.get_by_label(name).select_option(option)
         assert drawn() != before
         agrees(8, weights)
     words.nth(8).press("Home")
-    agrees(0, maps[3, 2])
+    agrees(0, maps[other].mean(0))
 
 
 def test_the_logit_lens_is_explored_without_a_kernel(widget, reading):
