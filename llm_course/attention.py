@@ -73,5 +73,5 @@ def rope(
     angles = positions[..., None] * speeds  # (..., T, D/2)
     cos = angles.cos().to(x.dtype)
     sin = angles.sin().to(x.dtype)
-    x1, x2 = x.chunk(2, dim=-1)
+    x1, x2 = x.chunk(2, dim=-1)  # each pair is a point, which turns around (0, 0)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
