@@ -49,7 +49,7 @@ def _next_words(said: str, frames: _Frames) -> Iterator[tuple[str, str, _Frames]
     for text, left in _decide(frames):
         yield from _next_words(said + text, left)
 
-# %% ../nbs/00c_mistakes.ipynb #d869678f
+# %% ../nbs/00c_mistakes.ipynb #e05276f1
 def _shown(word: str) -> str:
     return repr(word) if word else "the end"
 
@@ -66,7 +66,7 @@ class FirstError:
     def __str__(self) -> str:
         allowed = [_shown(word) for word in self.expected[:3]]
         if len(self.expected) > 3:
-            allowed.append(f"{len(self.expected) - 3} others")
+            allowed.append(f"{len(self.expected) - 3} more")
         number = self.words_before + 1
         return f"word {number} is {_shown(self.found)}, expected {' or '.join(allowed)}"
 

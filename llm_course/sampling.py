@@ -29,8 +29,8 @@ def generate(
     progress: bool = False,        # show a bar
     **more,                        # repetition_penalty, force_tokens, …: see SamplingParams
 ) -> Iterator[int]:                # the new ids, one by one
-    """Autoregressive generation: write ids after `ids`. See `generate_tokens` for what happens past
-    max_seq_len; wrong arguments raise ValueError at the call."""
+    """Autoregressive generation: write ids after `ids`. When more than max_seq_len ids would be in
+    view, the model goes on with the last max_seq_len // 2. Wrong arguments raise ValueError."""
     params = SamplingParams(temperature, top_k, top_p, min_p, stop_ids=stop_ids, **more)
     prompt = check_prompt(model, ids)
     steps = start_writing(model, [prompt], max_new_tokens, params, generator, progress=progress)
