@@ -26,7 +26,7 @@ LESSON = re.compile(r"(\d\d)([a-z]?)_")                  # 03_attention: the roa
 BY_HAND = {"__init__", "widgets.__init__", "_modidx"}
 # What every exported module may import, and what none below the commands may.
 FOR_ALL = {"files", "workers", "hooks"}
-FOR_NOTEBOOKS = {"viz", "viz_text", "diagrams", "track", "widgets", "checks"}
+FOR_NOTEBOOKS = {"fonts", "viz", "viz_text", "diagrams", "track", "widgets", "checks"}
 TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers")
 
 
