@@ -18,13 +18,12 @@ import tokenize
 from io import StringIO
 from pathlib import Path
 
+from contents import Course, cells, notebooks
 from live import VIEW, run_all
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "llm_course"
-# Pages besides the notebooks, and what the README shows.
-FILES = ("CONTRIBUTING.md", "llm_course/bundled/loss.png", "llm_course/bundled/eval.txt")
 
 
 def escape(text: str) -> str:
@@ -175,46 +174,63 @@ def api_page(module: str, notebook: Path) -> str:
     return "\n".join(head + [entry(name, named[name], notes) for name in exported])
 
 
-def cells(path: Path) -> list[str]:
-    "The sources of a notebook's cells."
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    return ["".join(cell["source"]) for cell in notebook["cells"]]
-
-
-def title(path: Path) -> str:
-    "A lesson's number and heading."
-    lines = (line for cell in cells(path) for line in cell.splitlines())
-    heading = next(line for line in lines if line.startswith("# "))[2:]
-    number = re.match(r"\d\d[a-z]?", path.stem)
-    return f"{number[0]} {heading}" if number else heading
-
-
 def tells_a_reader(cell: dict) -> bool:
     "Whether a cell is more than a word to nbdev, or to an empty machine."
     source = "".join(cell["source"])
     return cell["id"] != "colab-cell" and not re.fullmatch(r"#\| *default_exp.*\s*", source)
 
 
+def names_in(source: str) -> str:
+    "What a cell of the package defines: `RMSNorm, MLP`."
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Name):
+                names.append(target.id)
+    return ", ".join(names)
+
+
+def kind_and_prompt(cell: dict) -> tuple[str, str]:
+    "What a folded cell is, and the words that stand for it."
+    source = "".join(cell["source"])
+    if "solution" in cell["metadata"].get("tags", ()):
+        return "solution", "Solution"
+    if re.match(r"#\| *exporti?\b", source):
+        names = names_in(source)
+        return ("package", f"Package: {names}") if names else ("setup", "Imports of the package")
+    if re.search(r"\bassert\b|\bassert_\w+\(|\braises\(", source):
+        return "tests", "Tests"
+    return "setup", "Imports" if "import" in source else "Set-up"
+
+
+def mark(cell: dict) -> None:
+    "Tell the page what is folded, and what belongs to an exercise."
+    look = cell["metadata"]
+    tags = look.setdefault("tags", [])
+    source = "".join(cell["source"])
+    exercise = re.match(r"#\| *exercise *\n", source)
+    if exercise:
+        cell["source"] = source[exercise.end() :]
+        tags.append("check" if "assert " in source else "exercise")
+    if look.get("jupyter", {}).get("source_hidden"):
+        kind, prompt = kind_and_prompt(cell)
+        look["tags"] = sorted({*tags, "hide-input", kind})
+        look["mystnb"] = {"code_prompt_show": prompt, "code_prompt_hide": prompt}
+
+
 def as_page(path: Path, widgets: dict[str, str]) -> None:
-    "Take out the cells that tell a reader nothing, and put in the widgets."
+    "Take out the cells that tell a reader nothing, mark the folded ones, and put in the widgets."
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["cells"] = [cell for cell in notebook["cells"] if tells_a_reader(cell)]
     for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            mark(cell)
         for output in cell.get("outputs", ()):
             if cell["id"] in widgets and VIEW in output.get("data", {}):
                 output["data"] = {"text/html": widgets[cell["id"]]}
     path.write_text(json.dumps(notebook), encoding="utf-8")
-
-
-def page(path: Path) -> str:
-    "A notebook in a table of contents."
-    return f"{title(path)} </{path.relative_to(ROOT).with_suffix('').as_posix()}>"
-
-
-def toctree(caption: str, pages: list[str]) -> str:
-    "A part of the table of contents, which the theme shows beside each page."
-    head = ["", "```{toctree}", ":hidden:", f":caption: {caption}", ""]
-    return "\n".join([*head, *pages, "```", ""])
 
 
 def module_of(path: Path) -> str | None:
@@ -223,33 +239,35 @@ def module_of(path: Path) -> str | None:
     return found.group(1) if found else None
 
 
+def linked_files() -> list[Path]:
+    "The files besides notebooks that the README shows or leads to."
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"""\]\(([^)#\s]+)|<img[^>]+src="([^"]+)""", readme)
+    paths = {ROOT / (link or image) for link, image in links}
+    return [path for path in paths if path.is_file() and path.suffix != ".ipynb"]
+
+
 def gather(folder: Path) -> None:
     "Lay out the site's pages in a folder."
-    found = sorted((ROOT / "nbs").rglob("*.ipynb"))
-    notebooks = [path for path in found if ".ipynb_checkpoints" not in path.parts]
-    widgets = asyncio.run(run_all(notebooks))
-    for path in [*notebooks, *(ROOT / name for name in FILES)]:
+    found = notebooks()
+    widgets = asyncio.run(run_all(found))
+    for path in {*found, *linked_files(), ROOT / "CONTRIBUTING.md"}:
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-        if path in notebooks:
+        if path in found:
             as_page(copy, widgets)
-    sources = {module_of(path): path for path in notebooks}
+    sources = {module_of(path): path for path in found}
     sources.pop(None, None)
-    (folder / "api").mkdir()
-    for module, path in sources.items():
-        text = api_page(module, path)
-        (folder / "api" / f"{module}.md").write_text(text, encoding="utf-8")
-    lessons = [page(path) for path in notebooks if path.parent.name == "nbs"]
-    support = [page(path) for path in notebooks if path.parent.name != "nbs"]
-    trees = [
-        toctree("Lessons", lessons),
-        toctree("What the lessons use", support),
-        toctree("The package", [f"api/{module}" for module in sources]),
-        toctree("More", ["CONTRIBUTING"]),
-    ]
+    course = Course()
+    pages = {f"api/{module}": api_page(module, path) for module, path in sources.items()}
+    pages |= course.workshop_pages()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (folder / "index.md").write_text(readme + "".join(trees), encoding="utf-8")
+    pages["index"] = readme + course.trees(list(sources))
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def main(target: Path) -> int:

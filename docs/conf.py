@@ -2,6 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
+from contents import Course
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.pycode import ModuleAnalyzer
@@ -22,7 +23,7 @@ nb_ipywidgets_js = {}
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_merge_streams = True
 nb_render_image_options = {"alt": "figure"}                       # each figure's title says what it shows
-myst_enable_extensions = ["dollarmath", "fieldlist"]
+myst_enable_extensions = ["dollarmath", "fieldlist", "html_image"]
 myst_heading_anchors = 3
 python_maximum_signature_line_length = 60
 add_module_names = False
@@ -33,7 +34,7 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = [("widgets.js", {"defer": "defer"})]
+html_js_files = [("widgets.js", {"defer": "defer"}), ("fold.js", {"defer": "defer"})]
 html_favicon = "static/icon.svg"
 html_copy_source = html_show_sphinx = False
 
@@ -48,6 +49,19 @@ def find_source(app, module):
     return analyzer.code, analyzer.tags
 
 
+NEIGHBORS = Course().neighbors()
+LABELS = Course().labels()
+
+
+def lead_on(app, page, template, context, doctree):
+    "What stands before and behind a lesson or a workshop; elsewhere the table of contents says it."
+    for which, other in zip(("prev", "next"), NEIGHBORS.get(page, ())):
+        context[which] = None
+        if other is not None:
+            link = app.builder.get_relative_uri(page, other)
+            context[which] = {"link": link, "title": LABELS.get(other, project)}
+
+
 def math(as_block):
     "Formulas as MathML, which browsers draw themselves."
     def visit(self, node):
@@ -59,3 +73,4 @@ def math(as_block):
 def setup(app):
     app.add_html_math_renderer("mathml", math(False), math(True))
     app.connect("viewcode-find-source", find_source)
+    app.connect("html-page-context", lead_on)

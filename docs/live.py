@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 WIDGETS = Path(__file__).resolve().parent.parent / "llm_course" / "widgets"
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
-SKIPPED = re.compile(r"^#\| *(gpu|slow|notest|eval: *false)\b", re.M)
+SKIPPED = re.compile(r"^#\| *(exercise|gpu|slow|notest|eval: *false)\b", re.M)
 
 
 def is_live_view(node: ast.ClassDef) -> bool:

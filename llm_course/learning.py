@@ -15,44 +15,34 @@ from torch import Tensor
 
 # %% ../nbs/02_learning.ipynb #6f3b8a4b
 def cross_entropy(
-    logits: Tensor,            # (..., V) scores, not yet probabilities
-    targets: Tensor,           # (...) ids of the right tokens
-    reduction: str = "mean",   # "mean" or "sum" over the targets that count; "none": each by itself
-    ignore_index: int = -100,  # targets with this value do not count
-) -> Tensor:                   # nats, a scalar; with "none" (...)
+    logits: Tensor,           # (..., V) scores, not yet probabilities
+    targets: Tensor,          # (...) ids of the right tokens; -100 does not count
+    reduction: str = "mean",  # "mean" or "sum" over the targets that count; "none": each by itself
+) -> Tensor:                  # nats, a scalar; with "none" (...)
     """Cross-entropy: the surprise at the right tokens, log-sum-exp of the logits minus the right
     logit. Half precision is computed in float32. ValueError where the shapes do not fit."""
     if logits.shape[:-1] != targets.shape:
         shapes = f"{tuple(logits.shape[:-1])}, not {tuple(targets.shape)}"
         raise ValueError(f"Logits {tuple(logits.shape)} need targets {shapes}.")
-    flat = logits.reshape(-1, logits.shape[-1])  # (N, V)
-    if flat.dtype != torch.float64:
-        flat = flat.float()
-    loss = F.cross_entropy(
-        flat, targets.reshape(-1), ignore_index=ignore_index, reduction=reduction
-    )
-    if reduction == "none":
-        loss = loss.reshape(targets.shape)
-    return loss
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
+    loss = F.cross_entropy(rows, targets.reshape(-1), reduction=reduction)
+    return loss.view(targets.shape) if reduction == "none" else loss
 
 # %% ../nbs/02_learning.ipynb #9930424c
 def _adamw_update(p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
-    "One AdamW step for one parameter, in place; `state` is empty before the first."
-    if not state:
-        state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-    state["step"] += 1
-    lr = group["lr"]
+    "One AdamW step of one parameter; `state` is what it remembers, empty before the first."
     beta1, beta2 = group["betas"]
-    mean = state["mean"].lerp_(grad, 1 - beta1)  # running mean of the gradient
-    square = state["square"].mul_(beta2)         # and of its square
-    square.addcmul_(grad, grad, value=1 - beta2)
-    mean_share = 1 - beta1 ** state["step"]      # both began at 0: divide by what they hold so far
-    square_share = 1 - beta2 ** state["step"]
-    size = (square / square_share).sqrt_().add_(group["eps"])
-    p.mul_(1 - lr * group["weight_decay"])
-    p.addcdiv_(mean, size, value=-lr / mean_share)
+    step = state.get("step", 0) + 1
+    mean = beta1 * state.get("mean", 0) + (1 - beta1) * grad
+    square = beta2 * state.get("square", 0) + (1 - beta2) * grad**2
+    state.update(step=step, mean=mean, square=square)
+    size = (square / (1 - beta2**step)).sqrt() + group["eps"]
+    p.mul_(1 - group["lr"] * group["weight_decay"])
+    p.sub_(group["lr"] * mean / (1 - beta1**step) / size)
 
-# %% ../nbs/02_learning.ipynb #e68f083a
+
 class AdamW(torch.optim.Optimizer):
     """AdamW: Adam with weight decay kept apart from the gradient (Kingma and Ba 2015;
     Loshchilov and Hutter 2019). ValueError for a setting that cannot work."""
@@ -66,10 +56,8 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,                 # share of the weight taken a step, times lr
     ):
         settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        if min(lr, eps, weight_decay) < 0:
-            raise ValueError(f"lr={lr}, eps={eps}, weight_decay={weight_decay} must be at least 0.")
-        if not 0 <= min(betas) <= max(betas) < 1:
-            raise ValueError(f"betas={betas} must be at least 0 and below 1.")
+        if min(lr, eps, weight_decay, *betas) < 0 or max(betas) >= 1:
+            raise ValueError(f"{settings}: nothing may be below 0, and betas must be below 1.")
         super().__init__(params, settings)
 
     @torch.no_grad()
@@ -81,15 +69,10 @@ class AdamW(torch.optim.Optimizer):
                     _adamw_update(p, p.grad, self.state[p], group)
 
 # %% ../nbs/02_learning.ipynb #5bd56086
-def grad_norm(
-    params: Iterable[Tensor],  # those without a gradient count as 0
-) -> Tensor:                   # a scalar on the gradients' device
-    """Gradient norm: the length of all gradients laid end to end. It stays a tensor, because
-    reading it would wait for an accelerator."""
-    lengths = [torch.linalg.vector_norm(p.grad) for p in params if p.grad is not None]
-    if not lengths:
-        return torch.zeros(())
-    return torch.stack(lengths).norm()
+def grad_norm(params: Iterable[Tensor]) -> Tensor:
+    "Gradient norm: the length of the gradients of all `params` laid end to end, a scalar."
+    lengths = [p.grad.norm() for p in params if p.grad is not None]
+    return torch.stack(lengths).norm() if lengths else torch.zeros(())
 
 
 @torch.no_grad()
@@ -99,18 +82,15 @@ def clip_grad_norm(
     norm: float | None = None,  # their `grad_norm`, where it is known; None: measured here
 ) -> float:                     # the norm before clipping
     """Gradient clipping: shorten the gradient to `max_norm`, direction kept (Pascanu et al. 2013).
-    ValueError for a `max_norm` of 0 or less, and for a gradient with inf or nan, which stays as
-    it is."""
-    if not max_norm > 0:
-        raise ValueError(f"max_norm={max_norm} must be above 0; inf never clips.")
+    ValueError for a `max_norm` of 0 or less, and for a gradient with inf or nan, which stays."""
     params = list(params)
     if norm is None:
         norm = grad_norm(params).item()
+    if not max_norm > 0:
+        raise ValueError(f"max_norm={max_norm} must be above 0; inf never clips.")
     if not math.isfinite(norm):
-        remedy = "lower the learning rate or look at the batch"
-        raise ValueError(f"The gradient's norm is {norm}: the loss has run away; {remedy}.")
-    if norm > max_norm:
-        for p in params:
-            if p.grad is not None:
-                p.grad.mul_(max_norm / norm)
+        raise ValueError(f"The gradient's norm is {norm}, not finite; lower the learning rate.")
+    for p in params:
+        if norm > max_norm and p.grad is not None:
+            p.grad.mul_(max_norm / norm)
     return norm

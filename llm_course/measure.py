@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .context import evaluating, unwrap
 from .cost import flops_per_token, utilization
-from .gpt import evaluating, unwrap
 from .model_config import GPTConfig
 from .packing import Batch
 from .settings import TrainConfig

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generate', 'generate_text']
 
-# %% ../nbs/08_sampling.ipynb #2d5d9f54
+# %% ../nbs/08_sampling.ipynb #11bf1790
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -29,8 +29,8 @@ def generate(
     progress: bool = False,        # show a bar
     **more,                        # repetition_penalty, force_tokens, …: see SamplingParams
 ) -> Iterator[int]:                # the new ids, one by one
-    """Autoregressive generation: write ids after `ids`. See `generate_tokens` for what happens past
-    max_seq_len; wrong arguments raise ValueError at the call."""
+    """Autoregressive generation: write ids after `ids`. When more than max_seq_len ids would be in
+    view, the model goes on with the last max_seq_len // 2. Wrong arguments raise ValueError."""
     params = SamplingParams(temperature, top_k, top_p, min_p, stop_ids=stop_ids, **more)
     prompt = check_prompt(model, ids)
     steps = start_writing(model, [prompt], max_new_tokens, params, generator, progress=progress)
@@ -52,7 +52,13 @@ def generate_text(
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
     stops = {*stop_ids, tokenizer.eos_id} - {None}
     ids = prompt_ids(model, tokenizer, prompt)
-    params = SamplingParams(stop_ids=stops, **sampling)
-    steps = start_writing(model, [ids], max_new_tokens, params, generator, progress=progress)
-    written = (id for step in steps for _, id in step)
+    written = generate(
+        model,
+        ids,
+        max_new_tokens,
+        stop_ids=stops,
+        generator=generator,
+        progress=progress,
+        **sampling,
+    )
     return stop_at(decode_stream(tokenizer, written), stop_strings)

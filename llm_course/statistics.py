@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .corpus import Tales
-from .evaluation import document_losses
+from .documents import document_losses
 from .gpt import GPT
 
 # %% ../nbs/09a_statistics.ipynb #3916d7db

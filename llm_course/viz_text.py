@@ -8,6 +8,7 @@ __all__ = ['PROBABILITY_LEVELS', 'show_token', 'plot_tokens', 'probability_level
 
 # %% ../nbs/support/viz_text.ipynb #f02c093b
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from .fonts import drawable, fall_back
 from .viz import BLUES, PALETTE, new_figure, plot_heatmap
 
 # %% ../nbs/support/viz_text.ipynb #54da42fb
@@ -34,6 +36,17 @@ def show_token(text: str | bytes) -> str:
     return text.translate(_VISIBLE) or "∅"
 
 # %% ../nbs/support/viz_text.ipynb #a3220f45
+def _width(shown: str) -> int:
+    "How many columns a text takes: two for a wide sign, none for one that combines with the last."
+    columns = 0
+    for character in shown:
+        if unicodedata.east_asian_width(character) in "WF":
+            columns += 2
+        elif not unicodedata.combining(character):
+            columns += 1
+    return columns
+
+
 def _place(
     tokens: Sequence[str | bytes],   # in order
     columns: int,                    # characters in a line
@@ -43,12 +56,12 @@ def _place(
     line = 0
     column = 0
     for token in tokens:
-        shown = show_token(token)
-        if column > 0 and column + len(shown) > columns:
+        shown = drawable(show_token(token))
+        if column > 0 and column + _width(shown) > columns:
             line += 1
             column = 0
         spots.append((line, column, shown))
-        column += len(shown)
+        column += _width(shown)
         if shown.endswith("⏎"):
             line += 1
             column = 0
@@ -71,17 +84,17 @@ def _draw_boxes(ax: Axes, boxes: Sequence[tuple]) -> None:
             ink = "#555555"
         else:
             corner = (column + 0.04, line - 0.42)
-            width = len(text) - 0.08
+            width = _width(text) - 0.08
             box = Rectangle(corner, width, 0.84, color=color, alpha=opacity, linewidth=0)
             ax.add_patch(box)
-        middle = column + len(text) / 2
+        middle = column + _width(text) / 2
         ax.text(middle, line, text, color=ink, fontsize=8, **_IN_THE_MIDDLE)
 
 
 def _empty_axes(width: float, lines: float, columns: int, title: str) -> tuple[Figure, Axes]:
     "A figure of so many lines of text, without axes."
     fig, ax = new_figure(width, 0.5 + 0.24 * lines)
-    ax.set(xlim=(0, columns), ylim=(lines - 0.6, -0.6), title=title, xticks=[], yticks=[])
+    ax.set(xlim=(0, columns), ylim=(lines - 0.6, -0.6), title=drawable(title), xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -97,7 +110,7 @@ def plot_tokens(
     "Token strips: each row as colored boxes, one a token, beside its name and number of tokens."
     boxes, labels, top = [], {}, 0.0
     for name, tokens in rows.items():
-        labels[top] = f"{name} ({len(tokens)})"
+        labels[top] = f"{drawable(name)} ({len(tokens)})"
         spots = _place(tokens, columns)
         for i, (line, column, text) in enumerate(spots):
             boxes.append((top + line, column, text, PALETTE[i % 6], 0.35))
@@ -106,7 +119,7 @@ def plot_tokens(
     fig, ax = _empty_axes(width, top, columns, title)
     _draw_boxes(ax, boxes)
     ax.set_yticks(list(labels), list(labels.values()), fontsize=9)
-    return fig
+    return fall_back(fig)
 
 # %% ../nbs/support/viz_text.ipynb #87ba4202
 PROBABILITY_LEVELS = (  # lowest probability, color, how strong it is
@@ -158,9 +171,13 @@ def plot_probabilities(
         boxes.append((key, column, f" {name} ", color, opacity))
     fig, ax = _empty_axes(width, key + 1.2, columns, title)
     _draw_boxes(ax, boxes)
-    return fig
+    return fall_back(fig)
 
 # %% ../nbs/support/viz_text.ipynb #d741c9cf
+_ROWS = "the token that looks"
+_COLUMNS = "where it looks"
+
+
 def plot_attention(
     weights,                             # (H, T, T) or (T, T): row t says where token t looks
     tokens: Sequence[str],               # (T,) their texts
@@ -180,15 +197,15 @@ def plot_attention(
     size = min(0.9 + 0.17 * len(tokens), 6)
     shared = dict(squeeze=False, sharex=True, sharey=True)
     fig, axes = new_figure(cols * size, rows * size + 0.3, rows, cols, **shared)
-    labels = [show_token(token) for token in tokens]
+    labels = [drawable(show_token(token)) for token in tokens]
     for ax, name, head in zip(axes.flat, heads, weights):
         plot_heatmap(head, name, xticks=labels, yticks=labels, vmin=0, vmax=1, ax=ax)
     for ax in axes.flat[n:]:
         ax.set_visible(False)
-    fig.suptitle(title, fontsize=11)
-    fig.supxlabel("looked at", fontsize=10)
-    fig.supylabel("looks", fontsize=10)
-    return fig
+    fig.suptitle(drawable(title), fontsize=11)
+    fig.supxlabel(_COLUMNS, fontsize=10)
+    fig.supylabel(_ROWS, fontsize=10)
+    return fall_back(fig)
 
 # %% ../nbs/support/viz_text.ipynb #6a15ae91
 def plot_heads(
@@ -203,7 +220,7 @@ def plot_heads(
         wanted = "The weights must be (layers, heads, T, S)"
         raise ValueError(f"{wanted}, not {weights.shape}: plot_attention draws one layer.")
     L, H = weights.shape[:2]
-    fig, axes = new_figure(H * size + 0.5, L * size + 0.7, L, H, squeeze=False)
+    fig, axes = new_figure(H * size + 0.5, L * size + 1, L, H, squeeze=False)
     for (layer, head), ax in np.ndenumerate(axes):
         norm = PowerNorm(0.5, 0, 1)
         ax.imshow(weights[layer, head], cmap=BLUES, norm=norm, aspect="auto")
@@ -214,12 +231,13 @@ def plot_heads(
     for layer, ax in enumerate(axes[:, 0]):
         ax.set_ylabel(f"layer {layer}", fontsize=9)
     fig.suptitle(title, fontsize=11)
+    fig.supxlabel(f"across: {_COLUMNS}\ndown: {_ROWS}", fontsize=9)
     return fig
 
 # %% ../nbs/support/viz_text.ipynb #a00fb7a7
 def _cut(text: str) -> str:
     "A token that is short enough for a cell."
-    shown = show_token(text)
+    shown = drawable(show_token(text))
     return shown if len(shown) <= 11 else shown[:10] + "…"
 
 
@@ -234,7 +252,7 @@ def plot_logit_lens(
     a column a stage, in each cell a word on its probability."""
     shares = np.asarray(shares, dtype=float)
     T, columns = shares.shape
-    fig, ax = new_figure(1.6 + 1.05 * columns, 1 + 0.25 * T)
+    fig, ax = new_figure(1.6 + 1.05 * columns, 1.2 + 0.25 * T)
     read = [_cut(token) for token in tokens]
     plot_heatmap(shares, title, ylabel="token that was read", yticks=read, vmin=0, vmax=1, ax=ax)
     for t, row in enumerate(words):
@@ -247,4 +265,5 @@ def plot_logit_lens(
             ax.add_patch(Rectangle((stage - 0.47, t - 0.44), 0.94, 0.88, **frame))
     stages = ["embedding", *(f"layer {i}" for i in range(columns - 1))]
     ax.set_xticks(range(columns), stages, fontsize=9)
-    return fig
+    ax.set_xlabel("what the model would say next, after each layer")
+    return fall_back(fig)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -154,16 +155,22 @@ def tokenized(tmp_path_factory):
     return shell
 
 
-@pytest.fixture(scope="module")
-def chromium():
+@contextmanager
+def browser():
     "Debian's Chromium, or Chrome, driven by Playwright, whose event loop then runs here."
-    if not CHROMIUM:
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up(INSTALL)
     from playwright.sync_api import sync_playwright
 
     SCREENSHOTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
-        browser.close()
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not CHROMIUM:
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(INSTALL)
+    with browser() as opened:
+        yield opened

@@ -297,8 +297,8 @@ def drive_tokenizer(widget, shoot):
 
 
 def drive_attention(widget, shoot):
-    """Type: the words are the text's. Pick a head: the map and the sentence are others. Walk:
-    another token looks."""
+    """Type: the words are the text's. Pick a head: the map is another, and its axes are named.
+    Walk: another token looks."""
     text = "the mat sat on the cat."
     words = widget.locator(".words span")
     said = widget.locator(".said")
@@ -312,12 +312,18 @@ def drive_attention(widget, shoot):
     typed = until_other(words.all_inner_texts, before)
     assert "".join(typed).replace("·", " ").endswith(text)
     assert said.inner_text().startswith(f"{typed[-1]} looks at ")
+    expect(widget.locator(".map .rows")).to_have_text("the token that looks")
+    expect(widget.locator(".map .columns")).to_have_text("where it looks")
     shoot("typed")
-    for name, other in (("head", "head 0"), ("layer", "layer 1")):
+    heads = widget.locator(".widget-dropdown", has_text="head").locator("select")
+    layers = widget.locator(".widget-dropdown", has_text="layer").locator("select")
+    assert heads.input_value() != "mean of heads"  # it opens on a head worth looking at
+    layer = "layer 1" if layers.input_value() == "layer 0" else "layer 0"
+    for select, other in ((heads, "mean of heads"), (heads, "head 0"), (layers, layer)):
         picture = drawn()
-        widget.locator(".widget-dropdown", has_text=name).locator("select").select_option(other)
+        select.select_option(other)
         until_other(drawn, picture)
-    shoot("layer-1-head-0")
+    shoot("another-head")
     words.last.press("ArrowLeft")
     expect(said).to_contain_text(re.compile(rf"^{re.escape(typed[-2])} looks at "))
 

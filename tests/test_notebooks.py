@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import CHROMIUM
+from fold_cells import wrongly_folded
 from nbclient import NotebookClient
 from road import with_solutions
 
@@ -25,7 +26,7 @@ LESSON = re.compile(r"(\d\d)([a-z]?)_")                  # 03_attention: the roa
 BY_HAND = {"__init__", "widgets.__init__", "_modidx"}
 # What every exported module may import, and what none below the commands may.
 FOR_ALL = {"files", "workers", "hooks"}
-FOR_NOTEBOOKS = {"viz", "viz_text", "diagrams", "track", "widgets", "checks"}
+FOR_NOTEBOOKS = {"fonts", "viz", "viz_text", "diagrams", "track", "widgets", "checks"}
 TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers")
 
 
@@ -238,6 +239,13 @@ def test_committed_outputs(path):
             machine = re.search(r"/(root|home|work|tmp|Users)/", shown)
             assert not machine, f"a path of one machine: {shown[:200]}"
             assert not re.search(r"\d+%\|", shown), f"a progress bar: {shown[:200]}"
+
+
+@each_notebook
+def test_what_may_be_skipped_is_folded(path):
+    "On the road only set-up and solutions are; elsewhere the package's cells and the tests, too."
+    wrong = [cell.source[:80] for cell in wrongly_folded(path)]
+    assert wrong == [], "run python tests/fold_cells.py"
 
 
 def shows(cell, kind):

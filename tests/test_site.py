@@ -16,12 +16,22 @@ import nbformat
 import pytest
 from conftest import SCREENSHOTS
 from playwright.sync_api import expect
-from test_notebooks import ENV, MODULES, NOTEBOOKS, ROOT, exported_module, module_name
+from road import ROAD, is_hidden, is_solution
+from test_notebooks import (
+    ENV,
+    LESSON,
+    LESSONS,
+    MODULES,
+    NOTEBOOKS,
+    ROOT,
+    exported_module,
+    module_name,
+)
 
 from llm_course.checkpoint import load_model
 from llm_course.look_inside import attention_maps, logit_lens
 from llm_course.viz_text import show_token
-from llm_course.widgets import lens_table
+from llm_course.widgets import farthest_look, lens_table
 from llm_course.writing import prompt_ids
 
 
@@ -31,6 +41,13 @@ def without_ending(path):
 
 PAGES = ["index", *map(without_ending, NOTEBOOKS), "CONTRIBUTING"]
 PAGES += [f"api/{module_name(path)}" for path in MODULES]
+MAIN = [path for path in LESSONS if not LESSON.match(path.name)[2]]  # the road and what follows it
+JOURNEYS = [path for path in MAIN if path not in ROAD]
+WORKSHOPS = {
+    path: [other for other in LESSONS if other.name[:2] == path.name[:2] and other != path]
+    for path in MAIN
+}
+PAGES += [f"workshops/{path.stem}" for path in ROAD if WORKSHOPS[path]]
 SIZES = {"phone": (375, 812), "desk": (1300, 900)}
 PICTURED = ("index", "nbs/03_attention", "api/attention")
 LIVE = {"AttentionExplorer", "LogitLens", "TokenizerExplorer"}   # what works on a page, in part
@@ -86,24 +103,66 @@ def neighbor(page, which):
     return (page.parent / found.group(1)).resolve() if found else None
 
 
-def test_one_page_leads_to_the_next_and_back(site):
-    "From the first page, `next` passes through every lesson and every module."
+def test_the_road_leads_on_and_each_workshop_back(site):
+    """From the first page along the road, and through the further journeys. A workshop leads back to
+    its lesson, on to the next workshop, and from the last one to the next lesson."""
     root = site.resolve()
-    page = root / "index.html"
-    seen = []
-    while page:
-        seen.append(page.relative_to(root).as_posix().removesuffix(".html"))
-        following = neighbor(page, "next")
-        if following:
-            assert neighbor(following, "prev") == page
-        page = following
-    assert seen[0] == "index"
-    assert sorted(seen) == sorted(PAGES)
 
-    def lessons(names):
-        return [name for name in names if re.match(r"nbs/\d", name)]
+    def names(name):
+        pages = (neighbor(root / f"{name}.html", which) for which in ("prev", "next"))
+        return [page and page.relative_to(root).as_posix().removesuffix(".html") for page in pages]
 
-    assert lessons(seen) == lessons(PAGES)
+    lessons = ["index", *map(without_ending, MAIN), None]
+    assert names("index") == [None, lessons[1]]
+    for before, path, behind in zip(lessons, MAIN, lessons[2:]):
+        lesson = without_ending(path)
+        assert names(lesson) == [before, behind]
+        workshops = list(map(without_ending, WORKSHOPS[path]))
+        for workshop, other in zip(workshops, [*workshops[1:], behind]):
+            assert names(workshop) == [lesson, other]
+
+
+def heading(path):
+    "`03 Attention`, as in the table of contents."
+    found = LESSON.match(path.name)
+    title = nbformat.read(path, 4).cells[0].source.partition("\n")[0].removeprefix("# ")
+    return f"{found[1]}{found[2]} {title}" if found else title
+
+
+def test_the_table_of_contents(site):
+    "Every page stands in it once, road and workshops apart, the road's lessons with their minutes."
+    html = (site / "index.html").read_text(encoding="utf-8")
+    tree = re.search(r'<div class="sidebar-tree">(.*?)</div>\s*</div>', html, re.S).group(1)
+    _, *parts = re.split(r'<span class="caption-text">(.*?)</span>', tree)
+    found = {
+        caption: re.findall(r'<a class="reference internal" href="([^"#]+)\.html">(.*?)</a>', part)
+        for caption, part in zip(parts[::2], parts[1::2])
+    }
+    told = re.findall(
+        r"^\| \[[^]]+\]\((nbs/\w+)\.ipynb\) \| (\d+) min \|",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.M,
+    )
+    minutes = {name: f" · {count} min" for name, count in told}
+    road = [(without_ending(path), heading(path)) for path in ROAD]
+    workshops = []
+    for path in ROAD:
+        if WORKSHOPS[path]:
+            workshops.append(f"workshops/{path.stem}")
+            workshops += map(without_ending, WORKSHOPS[path])
+    journeys = []
+    for path in JOURNEYS:
+        journeys += map(without_ending, [path, *WORKSHOPS[path]])
+
+    def pages(caption):
+        return [page for page, _ in found[caption]]
+
+    assert found["The road"] == [(page, name + minutes.get(page, "")) for page, name in road]
+    assert pages("Workshops by lesson") == workshops
+    assert pages("Further journeys") == journeys
+    assert list(found)[3:] == ["What the lessons use", "The package", "More"]
+    everything = [page for caption in found for page in pages(caption)]
+    assert sorted([*everything, "index"]) == sorted(PAGES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -117,6 +176,9 @@ def test_a_lesson_shows_its_source_and_its_figures(site, path):
     shown = re.findall(r'<img alt="figure" src="([^"]+)"', html)
     assert len(shown) == figures
     assert all((page.parent / name).is_file() for name in shown)
+    here = [cell for cell in cells if cell.id != "colab-cell"]
+    folded = [cell for cell in here if is_hidden(cell) and "default_exp" not in cell.source]
+    assert html.count('<details class="admonition hide above-input">') == len(folded)
     live = 0
     for cell in cells:
         if cell.source.startswith("#| export"):
@@ -278,20 +340,25 @@ def test_attention_is_explored_without_a_kernel(widget, reading):
         assert first == names[best]
         assert abs(int(percent) - 100 * weights[row, best].item()) < 1
 
-    agrees(len(ids) - 1, maps[0].mean(0))
+    layer, head = farthest_look(maps)
+    agrees(len(ids) - 1, maps[layer, head])
     words.nth(7).hover()
-    agrees(7, maps[0].mean(0))
+    agrees(7, maps[layer, head])
     words.nth(7).press("ArrowRight")
     expect(words.nth(8)).to_be_focused()
-    agrees(8, maps[0].mean(0))
-    choices = (("layer", "layer 3", maps[3].mean(0)), ("head", "head 2", maps[3, 2]))
-    for name, other, weights in choices:
+    agrees(8, maps[layer, head])
+    other = (layer + 1) % len(maps)
+    choices = (
+        ("layer", f"layer {other}", maps[other, head]),
+        ("head", "mean of heads", maps[other].mean(0)),
+    )
+    for name, option, weights in choices:
         before = drawn()
-        shown.get_by_label(name).select_option(other)
+        shown.get_by_label(name).select_option(option)
         assert drawn() != before
         agrees(8, weights)
     words.nth(8).press("Home")
-    agrees(0, maps[3, 2])
+    agrees(0, maps[other].mean(0))
 
 
 def test_the_logit_lens_is_explored_without_a_kernel(widget, reading):
@@ -332,6 +399,45 @@ def test_tokens_are_looked_at_without_a_kernel(widget):
     tokens.nth(2).press("ArrowRight")
     expect(line).to_contain_text(re.compile(r"^token 4 +·the +id \d+ +4 bytes 20 74 68 65$"))
     expect(shown.locator("[inert] input[type=range]")).to_have_count(1)
+
+
+FOLDS = ".cell > details"
+
+
+def test_a_switch_opens_package_code_and_tests(page, address):
+    "It opens all that is folded on a page, and keeps its place on the next."
+    page.goto(f"{address}nbs/03b_cache.html")
+    switch = page.get_by_label("show package code and tests")
+    folds = page.locator(FOLDS)
+    assert folds.count() > 5
+    package = page.locator(".tag_package > details").first
+    assert package.locator("summary").inner_text().startswith("Package: ")
+    expect(package.locator(".highlight")).to_be_hidden()
+    switch.check()
+    expect(package.locator(".highlight")).to_be_visible()
+    expect(page.locator(f"{FOLDS}[open]")).to_have_count(folds.count())
+    page.goto(f"{address}nbs/03a_positions.html")
+    expect(switch).to_be_checked()
+    expect(page.locator(f"{FOLDS}[open]")).to_have_count(folds.count())
+    switch.uncheck()
+    expect(page.locator(f"{FOLDS}[open]")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", ROAD, ids=lambda path: path.stem)
+def test_a_solution_is_folded_below_its_exercise(page, address, path):
+    "A reader sees the stub and its checks, without nbdev's words, and opens the solution by hand."
+    page.goto(f"{address}{without_ending(path)}.html")
+    solutions = page.locator(".cell.tag_solution")
+    wanted = [cell for cell in nbformat.read(path, 4).cells if is_solution(cell)]
+    expect(solutions).to_have_count(len(wanted))
+    expect(page.locator(".cell.tag_exercise")).to_have_count(len(wanted))
+    expect(page.locator(".cell.tag_check")).to_have_count(len(wanted))
+    assert "#| exercise" not in page.locator("article").inner_text()
+    for solution in solutions.all():
+        code = solution.locator(".highlight")
+        expect(code).to_be_hidden()
+        solution.get_by_text("Solution").locator("visible=true").click()
+        expect(code).to_be_visible()
 
 
 def test_search_finds_a_function(page, address):

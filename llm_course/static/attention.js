@@ -17,7 +17,12 @@ const INSIDE = `
         data-lm-suppress-shortcuts="true"></div>
       <div class="said" aria-live="polite"></div>
     </div>
-    <canvas role="img" aria-label="attention map: rows look, columns are looked at"></canvas>
+    <div class="map">
+      <span class="rows">the token that looks</span>
+      <canvas role="img"
+        aria-label="attention map: a row is the token that looks, a column where it looks"></canvas>
+      <span class="columns">where it looks</span>
+    </div>
   </div>`;
 
 function blue(weight) {

@@ -7,6 +7,8 @@ const INSIDE = `
     <div class="scroll">
       <table role="grid" data-lm-suppress-shortcuts="true"
         aria-label="what each layer would say next: choose a cell for its ten likeliest tokens">
+        <caption>Rows: the token that was read. Columns: what the model would say next, after each
+          layer.</caption>
         <thead></thead>
         <tbody></tbody>
       </table>
@@ -104,7 +106,7 @@ function render({ model, el }) {
     if (!shown.top) return;
     const names = shown.top[0].map((_, column) => makeHead(columnName(column), "col"));
     const line = make("tr", "");
-    line.append(makeHead("read"), ...names);
+    line.append(makeHead("token read"), ...names);
     head.replaceChildren(line);
     body.replaceChildren(...shown.top.map((cells, row) => makeRow(cells, shown.read[row])));
     choose(chosen);

@@ -94,7 +94,7 @@ function lossRange({ loss, valid, floor }) {
 function lossPanel({ loss, smooth, valid, floor, steps }) {
   const [low, high] = lossRange({ loss, valid, floor });
   const title = "loss (nats a token)";
-  const size = { left: 44, top: 24, width: 530, height: 176 };
+  const size = { left: 62, top: 24, width: 512, height: 176 };
   const panel = makePanel({ ...size, title, steps, low, high, log: true });
   const ends = [];
 
@@ -122,7 +122,7 @@ function lossPanel({ loss, smooth, valid, floor, steps }) {
 
 function smallPanel(points, title, left, steps) {
   const high = Math.max(1e-12, ...points.map((point) => point[1]));
-  const size = { left, top: 250, width: 220, height: 52 };
+  const size = { left, top: 250, width: 208, height: 52 };
   const panel = makePanel({ ...size, title, steps, low: 0, high: 1.05 * high, log: false });
   return panel.axes(points.length ? [0, high] : []) + panel.line(points, BLUE);
 }
@@ -142,8 +142,8 @@ function render({ model, el }) {
     svg.setAttribute("aria-label", `Loss, learning rate and tokens a second: ${shown.says}`);
     svg.innerHTML =
       lossPanel(shown) +
-      smallPanel(shown.rate, "learning rate", 44, shown.steps) +
-      smallPanel(shown.speed, "tokens/s", 354, shown.steps);
+      smallPanel(shown.rate, "learning rate", 62, shown.steps) +
+      smallPanel(shown.speed, "tokens/s", 366, shown.steps);
   }
 
   model.on("change:shown", draw);

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .attention import AttentionExplorer as AttentionExplorer
+    from .attention import farthest_look as farthest_look
     from .base import Explorer as Explorer
     from .lens import LogitLens as LogitLens
     from .lens import lens_table as lens_table
@@ -26,6 +27,7 @@ _HOME = {
     "plot_next_token": "next_token",
     "Playground": "playground",
     "AttentionExplorer": "attention",
+    "farthest_look": "attention",
     "LogitLens": "lens",
     "lens_table": "lens",
     "TrainingDashboard": "training",

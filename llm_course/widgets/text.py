@@ -17,10 +17,10 @@ import ipywidgets as widgets
 import torch
 import traitlets
 
-from ..engine import GeneratedToken, slide_window
+from ..engine import slide_window
 from ..viz_text import level_names, probability_level, show_token
 from .base import static_file
-from ..writing import generate_tokens, prompt_ids
+from ..writing import GeneratedToken, generate_tokens, prompt_ids
 
 # %% ../../nbs/support/widgets/text.ipynb #5d358b05
 def _chance(p: float) -> str:

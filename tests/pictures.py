@@ -1,0 +1,106 @@
+"""The README's pictures, taken anew: `python tests/pictures.py` writes docs/images/. Two widgets in
+JupyterLab in Chromium, moved as a reader would move them, and the road."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from conftest import browser
+from PIL import Image
+from playwright.sync_api import expect
+from test_browser import Lab, jupyter_lab, write_notebook
+
+from llm_course.diagrams import draw_road
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+WIDTH = 760  # of a picture, in pixels
+
+PLAYGROUND = """\
+from llm_course import load_model
+from llm_course.widgets import Playground
+Playground(*load_model(), prompt="One day, Mia was playing in the garden with a red ball.")"""
+
+DASHBOARD = """\
+import tempfile
+import torch
+from llm_course import GPT, Batches, GPTConfig, Tales, TokenDataset, TrainConfig
+from llm_course import load_model, write_tokens
+from llm_course.widgets import TrainingDashboard
+torch.manual_seed(0)
+_, tokenizer = load_model()
+stories = Tales().generate(30_000, seed=1)
+folder = tempfile.mkdtemp()
+write_tokens(folder, stories, tokenizer, "train")
+write_tokens(folder, Tales().generate(64, seed=2), tokenizer, "valid")
+dataset = TokenDataset(folder, "train", tokenizer)
+held_out = TokenDataset(folder, "valid", tokenizer)
+model = GPT(GPTConfig(max_seq_len=272, tie_embeddings=False, embedding_std=1.0))
+rows = dict(batch_size=4, seq_len=272)
+config = TrainConfig(
+    max_steps=300, lr=0.01, muon_lr=0.01, warmup_steps=20, eval_every=50, **rows
+)
+floor = Tales().entropy() * len(held_out) / held_out.n_targets
+TrainingDashboard(
+    model,
+    Batches(dataset, 4, 272),
+    config,
+    valid=list(Batches(held_out, 4, 272, shuffle=False, epochs=1)),
+    tokenizer=tokenizer,
+    floor=floor,
+    prompt="One day, Mia",
+)"""
+
+
+def write(widget):
+    "Write a story, and look into the first place that it could have chosen otherwise."
+    widget.get_by_role("button", name="Generate").click()
+    tokens = widget.locator(".llm-written .page span[role=button]")
+    expect(tokens.nth(40)).to_be_visible(timeout=60_000)
+    expect(widget.locator(".llm-written .writing")).to_have_count(0, timeout=60_000)
+    tokens.filter(has_text="under").first.click()
+    time.sleep(1)
+
+
+def train(widget):
+    "Start, and wait for the end."
+    widget.get_by_role("button").first.click()
+    expect(widget.locator(".llm-training b")).to_have_text("finished", timeout=600_000)
+    time.sleep(1)
+
+
+def take(lab, name, move):
+    "A picture of the widget at the end of a notebook."
+    page = lab.open(f"nbs/{name}.ipynb")
+    widget = page.locator(".jp-OutputArea-output .widget-vbox").first
+    widget.scroll_into_view_if_needed()
+    move(widget)
+    path = IMAGES / f"{name}.png"
+    widget.screenshot(path=path)
+    picture = Image.open(path).convert("RGB")
+    height = round(picture.height * WIDTH / picture.width)
+    picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    picture.quantize(64).save(path, optimize=True)
+    print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} KB")
+
+
+def main():
+    IMAGES.mkdir(exist_ok=True)
+    draw_road(None).savefig(IMAGES / "road.png", dpi=110)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "lessons"
+        for name, source in (
+            ("empty", "1 + 1"),
+            ("playground", PLAYGROUND),
+            ("dashboard", DASHBOARD),
+        ):
+            write_notebook(root / "nbs" / f"{name}.ipynb", [nbformat.v4.new_code_cell(source)])
+        with browser() as chromium, jupyter_lab(root, Path(folder) / "own") as (address, token):
+            lab = Lab(chromium, address, token)
+            take(lab, "playground", write)
+            take(lab, "dashboard", train)
+            lab.close()
+
+
+if __name__ == "__main__":
+    main()
