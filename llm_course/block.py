@@ -27,10 +27,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d))
 
-    def forward(
-        self,
-        x: Tensor,  # (..., C)
-    ) -> Tensor:  # (..., C)
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) both
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 # %% ../nbs/04_block.ipynb #f48ea53c
@@ -52,10 +49,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,  # (..., C)
-    ) -> Tensor:  # (..., C)
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) both
         return self.dropout(self.down_proj(self.activation(self.up_proj(x))))
 
 # %% ../nbs/04_block.ipynb #fc09dd50

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from .context import unwrap
 from llm_course.files import (
     atomic_file,
     atomic_folder,
@@ -28,7 +29,7 @@ from llm_course.files import (
     write_sums,
 )
 from .formats import load_tokenizer
-from .gpt import GPT, unwrap
+from .gpt import GPT
 from .model_config import GPTConfig
 from llm_course.run_folder import (
     best_checkpoint,

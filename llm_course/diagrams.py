@@ -7,6 +7,7 @@ __all__ = ['STATIONS', 'draw_road', 'draw_block', 'draw_gpt', 'draw_loop']
 
 # %% ../nbs/support/diagrams.ipynb #e4033226
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,14 +23,14 @@ _GREY = "#595959"
 _PALE = {_BLUE: "#E5F1F7", _ORANGE: "#FBEEE5", _GREEN: "#E5F5F0", _GREY: "#F4F4F4"}
 
 
-def _sheet(width: float, height: float) -> Axes:
-    "Empty axes that fill a figure; their units are inches."
+def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    "A figure, and empty axes that fill it; their units are inches."
     fig, ax = new_figure(width, height)
     fig.set_layout_engine("none")
     ax.set_position((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.set_axis_off()
-    return ax
+    return fig, ax
 
 
 def _box(
@@ -99,7 +100,7 @@ def draw_road(
     names = list(STATIONS)
     if here is not None and here not in names:
         raise ValueError(f"{here!r} is no lesson of the road; choose one of {', '.join(names)}.")
-    ax = _sheet(7, 1)
+    fig, ax = _sheet(7, 1)
     places = [0.48 + 0.604 * i for i in range(len(names))]
     ax.plot([places[0], places[-1]], [0.5, 0.5], color="#C8C8C8", linewidth=3, zorder=1)
     passed = -1 if here is None else names.index(here)
@@ -115,11 +116,11 @@ def draw_road(
         ax.text(x, 0.49, f"{i:02}", ha="center", va="center", fontsize=8.5, color=ink)
         weight = "bold" if is_here else "normal"
         ink = color if is_here else "black"
-        at = {"ha": "center", "va": "center", "color": ink}
+        at: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
         ax.text(x, 0.5 + 0.235 * side, STATIONS[name], fontsize=10.5, weight=weight, **at)
         if is_here:
             ax.text(x, 0.5 + 0.4 * side, "you are here", fontsize=8.5, **at)
-    return ax.figure
+    return fig
 
 # %% ../nbs/support/diagrams.ipynb #09f02cb5
 def _plus(ax: Axes, x: float, y: float) -> None:
@@ -144,7 +145,7 @@ def _branch(ax: Axes, left: float, name: str, what: str, color: str) -> None:
 def draw_block() -> Figure:
     """Transformer block: a stream with two branches, attention and MLP, each with a norm before it
     and a plus sign after it."""
-    ax = _sheet(7, 1.8)
+    fig, ax = _sheet(7, 1.8)
     ax.plot([0.4, 6.4], [0.4, 0.4], color=_GREY, linewidth=4, zorder=1)
     _arrow(ax, (6.3, 0.4), (6.65, 0.4))
     for x in (0.25, 6.8):
@@ -152,7 +153,7 @@ def draw_block() -> Figure:
     _branch(ax, 0.65, "attention", "tokens look back", _ORANGE)
     _branch(ax, 3.55, "MLP", "each token by itself", _BLUE)
     ax.text(1.9, 0.2, "the stream: one vector a token", ha="center", va="center", fontsize=10)
-    return ax.figure
+    return fig
 
 # %% ../nbs/support/diagrams.ipynb #c09b9bab
 def draw_gpt(
@@ -162,7 +163,7 @@ def draw_gpt(
     shape between any two parts. ValueError for a model without a block."""
     if n_layers < 1:
         raise ValueError(f"n_layers is {n_layers}; a model has at least 1 block.")
-    ax = _sheet(7, 1.8)
+    fig, ax = _sheet(7, 1.8)
     middle = 1.05
     names = [str(n) for n in range(1, n_layers + 1)]
     if n_layers > 6:
@@ -177,7 +178,7 @@ def draw_gpt(
     _arrow(ax, (4.88, middle), (5.08, middle))
     _box(ax, (5.5, middle), (0.84, 0.5), "lm_head", color=_GREEN)
     _arrow(ax, (5.92, middle), (6.15, middle))
-    center = {"ha": "center", "va": "center"}
+    center: dict[str, Any] = {"ha": "center", "va": "center"}
     title = "1 block" if n_layers == 1 else f"{n_layers} blocks"
     ax.text(3.02, 1.66, title, fontsize=11, color=_BLUE, **center)
     ax.text(0.33, middle, "ids", fontsize=11, **center)
@@ -190,7 +191,7 @@ def draw_gpt(
     for x, shape, meaning in shapes:
         ax.text(x, 0.4, shape, fontsize=10, family="monospace", **center)
         ax.text(x, 0.18, meaning, fontsize=10, color=_GREY, **center)
-    return ax.figure
+    return fig
 
 # %% ../nbs/support/diagrams.ipynb #1ce1f3ea
 _LOOP = (
@@ -205,7 +206,7 @@ _LOOP = (
 
 def draw_loop() -> Figure:
     "Training loop: six boxes in a ring, each with its line of code."
-    ax = _sheet(7, 2.1)
+    fig, ax = _sheet(7, 2.1)
     columns = (1.05, 3.5, 5.95)
     top, bottom = 1.65, 0.45
     places = [(x, top) for x in columns] + [(x, bottom) for x in reversed(columns)]
@@ -218,4 +219,4 @@ def draw_loop() -> Figure:
     _arrow(ax, (columns[2], top - 0.31), (columns[2], bottom + 0.31))
     _arrow(ax, (columns[0], bottom + 0.31), (columns[0], top - 0.31))
     ax.text(3.5, 1.05, "once around: one step", ha="center", va="center", fontsize=10.5)
-    return ax.figure
+    return fig

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .gpt import GPT, device_of, evaluating
+from .context import device_of, evaluating
+from .gpt import GPT
 from .learning import cross_entropy
 from .writing import prompt_ids
 

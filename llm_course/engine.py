@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from .context import CausalLM
+from .context import CausalLM, evaluating
 from llm_course.filters import (
     Generators,
     add_logit_bias,
@@ -32,7 +32,6 @@ from llm_course.filters import (
     top_p_filter,
     typical_filter,
 )
-from .gpt import evaluating
 
 # %% ../nbs/08a_engine.ipynb #2268e889
 _NUMBERS = {

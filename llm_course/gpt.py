@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache
 from .choices import make_block, make_norm, make_position_embedding
-from llm_course.context import (
-    device_of,  # noqa: F401
-    empty_cache,
-    evaluating,  # noqa: F401
-    forward_context,
-    unwrap,  # noqa: F401
-)
+from .context import empty_cache, forward_context
 from .model_config import GPTConfig, initialize
 from .parts import soft_cap
 

@@ -31,12 +31,12 @@ def cross_entropy(
     return loss.view(targets.shape) if reduction == "none" else loss
 
 # %% ../nbs/02_learning.ipynb #9930424c
-def _adamw_update(p: Tensor, state: dict, group: dict) -> None:
+def _adamw_update(p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
     "One AdamW step of one parameter; `state` is what it remembers, empty before the first."
     beta1, beta2 = group["betas"]
     step = state.get("step", 0) + 1
-    mean = beta1 * state.get("mean", 0) + (1 - beta1) * p.grad
-    square = beta2 * state.get("square", 0) + (1 - beta2) * p.grad**2
+    mean = beta1 * state.get("mean", 0) + (1 - beta1) * grad
+    square = beta2 * state.get("square", 0) + (1 - beta2) * grad**2
     state.update(step=step, mean=mean, square=square)
     size = (square / (1 - beta2**step)).sqrt() + group["eps"]
     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -66,7 +66,7 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    _adamw_update(p, self.state[p], group)
+                    _adamw_update(p, p.grad, self.state[p], group)
 
 # %% ../nbs/02_learning.ipynb #5bd56086
 def grad_norm(params: Iterable[Tensor]) -> Tensor:
@@ -83,14 +83,14 @@ def clip_grad_norm(
 ) -> float:                     # the norm before clipping
     """Gradient clipping: shorten the gradient to `max_norm`, direction kept (Pascanu et al. 2013).
     ValueError for a `max_norm` of 0 or less, and for a gradient with inf or nan, which stays."""
-    params = [p for p in params if p.grad is not None]
+    params = list(params)
     if norm is None:
         norm = grad_norm(params).item()
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be above 0; inf never clips.")
     if not math.isfinite(norm):
         raise ValueError(f"The gradient's norm is {norm}, not finite; lower the learning rate.")
-    if norm > max_norm:
-        for p in params:
+    for p in params:
+        if norm > max_norm and p.grad is not None:
             p.grad.mul_(max_norm / norm)
     return norm

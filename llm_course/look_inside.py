@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gpt import device_of, evaluating, unwrap
+from .context import device_of, evaluating, unwrap
 from .hooks import record_inputs
 
 # %% ../nbs/10_look_inside.ipynb #1eb22f81

@@ -70,15 +70,15 @@ class FirstError:
         number = self.words_before + 1
         return f"word {number} is {_shown(self.found)}, expected {' or '.join(allowed)}"
 
-# %% ../nbs/00c_mistakes.ipynb #e752d718
+# %% ../nbs/00c_mistakes.ipynb #ed687e71
 def first_error(
     text: str,                   # such as a model writes
     tales: Tales | None = None,  # the grammar; None: the course's own
 ) -> FirstError | None:          # None: a story
     """First error of a text: the first word after which no story goes on like this.
 
-    A repeated fact allows one word, the one that the story said before. Where only the white space
-    before a word is wrong, the words are given with it."""
+    `text[:error.at] + word` begins a story for each expected word. A repeated fact allows one, what
+    the story said before. Words are given with the white space before them where that differs."""
     tales = tales or Tales()
     states: list[Any] = [("", ((items, {}),)) for items in tales.plots.values()]
     for words_before, match in enumerate(_WORD.finditer(text)):
@@ -91,8 +91,7 @@ def first_error(
 
 def _describe(match: re.Match, words_before: int, allowed: set[str]) -> FirstError:
     "The error at this word, where these are allowed, each with the white space before it."
-    bare = {word.strip() for word in allowed}
-    found = match[0].strip()
-    if found in bare:  # the white space is wrong
-        return FirstError(match.start(), words_before, match[0], tuple(sorted(allowed)))
-    return FirstError(match.end() - len(found), words_before, found, tuple(sorted(bare)))
+    spaces = {word[: len(word) - len(word.lstrip())] for word in (match[0], *allowed)}
+    cut = len(spaces.pop()) if len(spaces) == 1 else 0  # what all share is right
+    expected = sorted(word[cut:] for word in allowed)
+    return FirstError(match.start() + cut, words_before, match[0][cut:], tuple(expected))

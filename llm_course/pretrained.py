@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .bpe import BPETokenizer
+from .context import unwrap
 from .families import FAMILIES
 from .foreign import HFTokenizer, SentencePieceTokenizer
 from .formats import from_gpt2, load_tokenizer, to_hf
-from .gpt import GPT, unwrap
+from .gpt import GPT
 from .heads import head_sizes
 from .hfconfig import choose_family, config_from_hf, config_to_hf, read_json
 from llm_course.hfweights import (

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .gpt import GPT, unwrap
+from .context import unwrap
+from .gpt import GPT
 from .model_config import GPTConfig
 
 # %% ../nbs/07c_run_state.ipynb #4cad8eba

@@ -52,6 +52,13 @@ def generate_text(
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
     stops = {*stop_ids, tokenizer.eos_id} - {None}
     ids = prompt_ids(model, tokenizer, prompt)
-    settings = dict(stop_ids=stops, generator=generator, progress=progress, **sampling)
-    written = generate(model, ids, max_new_tokens, **settings)
+    written = generate(
+        model,
+        ids,
+        max_new_tokens,
+        stop_ids=stops,
+        generator=generator,
+        progress=progress,
+        **sampling,
+    )
     return stop_at(decode_stream(tokenizer, written), stop_strings)

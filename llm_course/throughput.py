@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import MLP
-from .gpt import device_of
+from .context import device_of
 from .learning import clip_grad_norm, cross_entropy, grad_norm
 from .optim import make_optimizer
 from .packing import Batch

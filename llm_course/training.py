@@ -6,37 +6,18 @@
 __all__ = ['train']
 
 # %% ../nbs/07_training.ipynb #3eeee493
-import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from torch import nn
 
-from .cost import flops_per_token, utilization
-from .gpt import unwrap
-from .measure import StepMetrics, evaluate, fixed_batches
-from .model_config import GPTConfig
+from .measure import Meter, StepMetrics, evaluate, fixed_batches, is_time_to_evaluate
 from .optim import make_optimizer
 from .packing import Batch
 from .settings import TrainConfig, set_learning_rate
 from .throughput import ALONE, NonFiniteLossError, World, compile_model, train_step
 
 # %% ../nbs/07_training.ipynb #464d0531
-def _flops(model: nn.Module, seq_len: int) -> int | None:
-    "Operations a token; None for a model whose operations nobody has counted."
-    config = getattr(unwrap(model), "config", None)
-    if not isinstance(config, GPTConfig):
-        return None
-    return flops_per_token(config, seq_len)
-
-
-def _is_time_to_evaluate(config: TrainConfig, step: int) -> bool:
-    "After the last step, and every `eval_every` steps."
-    if step == config.max_steps:
-        return True
-    return config.eval_every > 0 and step % config.eval_every == 0
-
-
 def train(
     model: nn.Module,                      # moved to `config.device`, trained in place
     batches: Iterable[Batch],              # taken up where they stand
@@ -54,12 +35,9 @@ def train(
         optimizer = make_optimizer(model, config)
     held_out = [] if valid is None else fixed_batches(valid, config.eval_batches)
     stream = iter(batches)
-    flops = None
-    tokens = 0
-    seconds = 0.0
-    metrics = None
+    meter = Meter(model, config, world)
     for step in range(start_step + 1, config.max_steps + 1):
-        start = time.perf_counter()
+        meter.start()
         large_batch = list(islice(stream, config.grad_accum_steps))
         if not large_batch:
             return
@@ -71,16 +49,9 @@ def train(
                 runner, optimizer, large_batch, config.max_grad_norm, config.dtype, world
             )
         except FloatingPointError as error:
-            raise NonFiniteLossError(step, str(error), metrics) from error
-        elapsed = time.perf_counter() - start
-        tokens += count
-        seconds += elapsed
-        speed = count / elapsed
-        metrics = StepMetrics(step, loss, lr, norm, tokens, speed, seconds)
-        flops = flops or _flops(model, large_batch[0].ids.shape[1])
-        if flops is not None:
-            share = utilization(speed, flops, config.device, config.dtype)
-            metrics.mfu = share / world.world_size
-        if held_out and _is_time_to_evaluate(config, step):
+            raise NonFiniteLossError(step, str(error), meter.last) from error
+        seq_len = large_batch[0].ids.shape[1]
+        metrics = meter.stop(step, loss, lr, norm, count, seq_len)
+        if held_out and is_time_to_evaluate(config, step):
             metrics.valid_loss = evaluate(runner, held_out, config.dtype, world)
         yield metrics
