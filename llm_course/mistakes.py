@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['FirstError', 'first_error']
 
-# %% ../nbs/00c_mistakes.ipynb #505d90b6
+# %% ../nbs/00c_mistakes.ipynb #fe5f833c
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from .corpus import Fork, Mention, Slot, Tales, mention_text, slot_options
 
@@ -49,8 +48,9 @@ def _next_words(said: str, frames: _Frames) -> Iterator[tuple[str, str, _Frames]
     for text, left in _decide(frames):
         yield from _next_words(said + text, left)
 
-# %% ../nbs/00c_mistakes.ipynb #e05276f1
+# %% ../nbs/00c_mistakes.ipynb #bfa13c06
 def _shown(word: str) -> str:
+    "A word as an error names it."
     return repr(word) if word else "the end"
 
 
@@ -70,7 +70,7 @@ class FirstError:
         number = self.words_before + 1
         return f"word {number} is {_shown(self.found)}, expected {' or '.join(allowed)}"
 
-# %% ../nbs/00c_mistakes.ipynb #ed687e71
+# %% ../nbs/00c_mistakes.ipynb #ae69d005
 def first_error(
     text: str,                   # such as a model writes
     tales: Tales | None = None,  # the grammar; None: the course's own
@@ -80,7 +80,7 @@ def first_error(
     `text[:error.at] + word` begins a story for each expected word. A repeated fact allows one, what
     the story said before. Words are given with the white space before them where that differs."""
     tales = tales or Tales()
-    states: list[Any] = [("", ((items, {}),)) for items in tales.plots.values()]
+    states: list[tuple[str, _Frames]] = [("", ((items, {}),)) for items in tales.plots.values()]
     for words_before, match in enumerate(_WORD.finditer(text)):
         ways = [way for said, frames in states for way in _next_words(said, frames)]
         states = [(said, frames) for word, said, frames in ways if word == match[0]]

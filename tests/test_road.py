@@ -61,3 +61,14 @@ def test_the_minutes_of_the_readme():
     wanted = {lesson: row["minutes"] for lesson, row in rows.items()}
     assert {lesson: int(minutes) for lesson, minutes in told} == wanted
     assert f"{total // 60} h {total % 60:02} min" in text
+
+
+def test_the_readme():
+    "No line is wider than a screen, and its figures are those of the bundled model."
+    text = README.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert len(line) <= 120, line
+    verdict = (README.parent / "llm_course/bundled/eval.txt").read_text(encoding="utf-8")
+    valid, stories = re.search(r"temperature 0.8: ([\d.]+)% of (\d+) stories", verdict).groups()
+    assert f"| {round(float(valid) * int(stories) / 100)} of {stories} |" in text
+    assert re.search(r"gap +([\d.]+ ± [\d.]+) nats a token", verdict)[1] in text
