@@ -29,14 +29,11 @@ def merge_pair(
 ) -> tuple[bytes, ...]:         # the row with one token in place of each pair
     "Merge of a pair, from left to right: `aaa` with the pair (a, a) becomes `aa`, `a`."
     merged = []
-    i = 0
-    while i < len(word):
-        if word[i : i + 2] == pair:
-            merged.append(pair[0] + pair[1])
-            i += 2
+    for token in word:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
         else:
-            merged.append(word[i])
-            i += 1
+            merged.append(token)
     return tuple(merged)
 
 # %% ../nbs/01_tokenizer.ipynb #a3394781
