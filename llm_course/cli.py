@@ -20,7 +20,7 @@ from .config import RunConfig, load_config
 from .corpus import Tales
 from .cost import parameter_count
 from .dataloader import Batches
-from .evaluation import bits_per_byte, judge_stories, perplexity, sample_stories
+from .evaluation import bits_per_byte, perplexity, sample_stories
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
@@ -37,7 +37,7 @@ from llm_course.runs import (
 )
 from .sampling import generate_text
 from .shell import base_parser, command, open_model, read_prompt
-from .statistics import floor_gap, story_rates
+from .statistics import floor_gap, judge_stories, story_rates
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids

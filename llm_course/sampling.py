@@ -39,7 +39,7 @@ def generate(
 # %% ../nbs/08_sampling.ipynb #71f81aee
 def generate_text(
     model: CausalLM,                   # what will read the prompt and write
-    tokenizer,  # the one that the model was trained with
+    tokenizer,                         # the one that the model was trained with
     prompt: str = "",                  # the text to continue
     max_new_tokens: int = 256,         # at most so many
     stop_ids: Iterable[int] = (),      # end the text, besides end-of-text
@@ -51,14 +51,6 @@ def generate_text(
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
     stops = {*stop_ids, tokenizer.eos_id} - {None}
-    ids = prompt_ids(model, tokenizer, prompt)
-    written = generate(
-        model,
-        ids,
-        max_new_tokens,
-        stop_ids=stops,
-        generator=generator,
-        progress=progress,
-        **sampling,
-    )
+    sampling |= {"stop_ids": stops, "generator": generator, "progress": progress}
+    written = generate(model, prompt_ids(model, tokenizer, prompt), max_new_tokens, **sampling)
     return stop_at(decode_stream(tokenizer, written), stop_strings)
