@@ -18,11 +18,7 @@ class RMSNorm(nn.Module):
     """Root mean square normalization: divide each token's channels by their root mean square,
     then scale by a learned weight (Zhang and Sennrich 2019)."""
 
-    def __init__(
-        self,
-        d: int,  # C, channels
-        eps: float = 1e-5,  # added to the mean square
-    ):
+    def __init__(self, d: int, eps: float = 1e-5):  # d is C; eps is added to the mean square
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d))
@@ -54,18 +50,15 @@ class MLP(nn.Module):
 
 # %% ../nbs/04_block.ipynb #fc09dd50
 class Block(nn.Module):
-    """Transformer block: one layer of a decoder.
+    """Transformer block: one layer of a decoder. What `attention` and `mlp` make of the stream is
+    added to it; `attention_norm` and `mlp_norm` stand before them.
 
         x ──┬─ norm ─ attention ─ + ──┬─ norm ─ mlp ─ + ── x
             └─────────────────────┘   └───────────────┘
     """
 
     def __init__(
-        self,
-        attention: nn.Module,  # (x, context) to what is added to x
-        mlp: nn.Module,  # x to what is added to x
-        attention_norm: nn.Module,  # (B, T, C) to (B, T, C)
-        mlp_norm: nn.Module,  # (B, T, C) to (B, T, C)
+        self, attention: nn.Module, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module
     ):
         super().__init__()
         self.attention_norm = attention_norm
@@ -73,10 +66,7 @@ class Block(nn.Module):
         self.mlp_norm = mlp_norm
         self.mlp = mlp
 
-    def forward(
-        self,
-        x: Tensor,  # (B, T, C)
-        context: LayerContext | None = None,  # what the layers share; None: causal attention
-    ) -> Tensor:  # (B, T, C)
+    def forward(self, x: Tensor, context: LayerContext | None = None) -> Tensor:  # (B, T, C)
+        "The stream `x`, (B, T, C), after this layer. `context` None: causal attention."
         x = x + self.attention(self.attention_norm(x), context)
         return x + self.mlp(self.mlp_norm(x))

@@ -35,7 +35,7 @@ from llm_course.texts import (
     text_blocks,
     utf8,
 )
-from .tokenizer import vocabulary
+from .tokenizer import bpe_vocabulary
 from .workers import map_in_threads
 
 # %% ../nbs/01a_bpe.ipynb #acb5f550
@@ -51,7 +51,7 @@ def _check_vocab(
     held = set(vocab.values())
     if len(held) < n:
         raise ValueError("vocab gives one token two ids: give each token one.")
-    plain = set(vocabulary(merges))
+    plain = set(bpe_vocabulary(merges))
     lacking = plain.union(chain.from_iterable(merges)) - held
     if lacking:
         raise ValueError(
@@ -83,7 +83,7 @@ class _RankEncoder:
         pattern: str,
         ids: list[int],  # the id of each byte, of what each merge makes, and of the mark
     ):
-        ranks = {token: rank for rank, token in enumerate(vocabulary(merges))}
+        ranks = {token: rank for rank, token in enumerate(bpe_vocabulary(merges))}
         self.id_of_rank = np.array(ids, np.uint32)
         self.encoding = tiktoken.Encoding(
             "llm_course",
@@ -165,12 +165,12 @@ class BPETokenizer(Tokenizer):
                 f"the text has pairs for {reached} tokens, and vocab_size={vocab_size} was asked "
                 f"for: ask for vocab_size={reached} or less, or give more text."
             )
-        return cls(dict(enumerate(vocabulary(merges))), merges, special_tokens, pattern)
+        return cls(dict(enumerate(bpe_vocabulary(merges))), merges, special_tokens, pattern)
 
     @cached_property
     def ranks_decide(self) -> bool:
         "Whether joining by ranks of bytes, as tiktoken does, gives this tokenizer's ids."
-        tokens = vocabulary(self.merges)
+        tokens = bpe_vocabulary(self.merges)
         encode = self._pieces.encode
         different = len(set(tokens)) == len(tokens)
         return different and all(encode(token) == [self._id_of[token]] for token in tokens)
@@ -180,7 +180,7 @@ class BPETokenizer(Tokenizer):
         "None where tiktoken would give other ids or cannot read the pattern."
         if not self.ranks_decide:
             return None
-        ids = [self._id_of[token] for token in vocabulary(self.merges)]
+        ids = [self._id_of[token] for token in bpe_vocabulary(self.merges)]
         try:
             return _RankEncoder(self.merges, self.pattern, [*ids, self.vocab_size])
         except ValueError:

@@ -16,7 +16,9 @@ from matplotlib.patches import FancyBboxPatch
 from .viz import PALETTE, new_figure
 
 # %% ../nbs/support/diagrams.ipynb #7e3ff720
-_BLUE, _ORANGE, _GREEN = PALETTE[:3]
+_BLUE = PALETTE[0]
+_ORANGE = PALETTE[1]
+_GREEN = PALETTE[2]
 _GREY = "#595959"
 _PALE = {_BLUE: "#E5F1F7", _ORANGE: "#FBEEE5", _GREEN: "#E5F5F0", _GREY: "#F4F4F4"}
 

@@ -18,7 +18,7 @@ from .foreign import HFTokenizer, SentencePieceTokenizer
 from .interface import CharTokenizer, Tokenizer
 from .merges import read_gpt2_files, spell, unspell
 from .texts import PATTERNS, utf8
-from .tokenizer import vocabulary
+from .tokenizer import bpe_vocabulary
 
 # %% ../nbs/01b_formats.ipynb #01b00005
 def from_gpt2(
@@ -31,7 +31,7 @@ def from_gpt2(
     vocab_json = (folder / "vocab.json").read_bytes()
     vocab, merges = read_gpt2_files(vocab_json, (folder / "merges.txt").read_bytes())
     if special_tokens is None:
-        plain = set(vocabulary(merges))
+        plain = set(bpe_vocabulary(merges))
         special_tokens = [token.decode("utf-8") for token in vocab.values() if token not in plain]
     return BPETokenizer(vocab, merges, special_tokens, pattern)
 
@@ -187,7 +187,7 @@ def to_tiktoken(
 ) -> tiktoken.Encoding:
     """tiktoken's encoding with the same ids. Raises ValueError where there is none: tiktoken
     merges by id, so ids must follow the order of the merges, and ranks must decide."""
-    tokens = vocabulary(tokenizer.merges)
+    tokens = bpe_vocabulary(tokenizer.merges)
     id_of = {token: i for i, token in tokenizer.vocab.items()}
     ids = [id_of[token] for token in tokens[256:]]
     if ids != sorted(ids) or not tokenizer.ranks_decide:

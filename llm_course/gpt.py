@@ -46,12 +46,8 @@ class GPT(nn.Module):
             x = block(x, context)
         return self.unembed(x)
 
-    def embed(
-        self,
-        ids: Tensor,  # (B, T) int
-        positions: Tensor,  # (T,) or (B, T) int, where each token stands
-    ) -> Tensor:  # (B, T, C)
-        "Embeddings of ids, and of positions where the model has them: what the first block gets."
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # (B, T, C)
+        "Embeddings of `ids`, and of `positions` where the model has them, both (B, T) or (T,)."
         x = self.embedding(ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
@@ -62,10 +58,7 @@ class GPT(nn.Module):
         return soft_cap(self.lm_head(self.final_norm(x)), self.config.logit_softcap)
 
     def make_cache(
-        self,
-        batch_size: int = 1,  # B, rows
-        max_seq_len: int | None = None,  # tokens of the longest text; None: the model's own limit
-        slack: int = 0,  # tokens that can be taken back where the cache is a ring
+        self, batch_size: int = 1, max_seq_len: int | None = None, slack: int = 0
     ) -> KVCache:
-        "Empty KV cache for this model: a ring where its window is shorter than the text."
+        "Empty KV cache for this model; the parameters are those of `empty_cache`."
         return empty_cache(self.config, self.embedding.weight, batch_size, max_seq_len, slack)

@@ -92,7 +92,7 @@ def learn_merges(
     n_merges: int,                # fewer come back where no pair is left
 ) -> list[tuple[bytes, bytes]]:   # in the order in which they were learned
     """Byte-pair encoding (Sennrich et al. 2016): merge the most frequent pair, again and again.
-    Of equally frequent pairs the greater one goes first, as in `tokenizer.train`."""
+    Of equally frequent pairs the greater one goes first, as in `tokenizer.train_bpe`."""
     vocab = list(_BYTES)
     sizes = [1] * 256
     keys = list(map(descending_key, vocab))

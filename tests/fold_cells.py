@@ -3,7 +3,7 @@ default all of `nbs/`. What the rule does not fold is unfolded.
 
 Everywhere: set-up (the Colab cell, `default_exp`, imports, seeds) and the solutions of exercises.
 Off the road, also the package's cells and the tests. Never: text, exercises, and what shows a figure
-or a widget."""
+or a widget. Of a folded cell JupyterLab shows the first line: a solution's gives nothing away."""
 
 import ast
 import json
@@ -16,6 +16,7 @@ from road import NBS, ROAD, cells_of, code_lines, is_exercise, is_hidden, is_sol
 
 SEEDS = re.compile(r"(torch|random|np\.random|os)\.(manual_seed|seed|set_num_threads|environ)\b")
 CHECKS = re.compile(r"(torch\.testing\.)?assert_\w+\(|pytest\.raises\(|raises\(")
+FIRST_LINE = "# A solution: click to open it."
 SEEN = ("image/", "text/html", "application/vnd.jupyter.widget")
 
 
@@ -114,7 +115,8 @@ def wrongly_folded(path):
     found = []
     for cell in cells_of(path):
         wanted = should_be_folded(cell, on_road)
-        if wanted is not None and wanted != is_hidden(cell):
+        tells = is_solution(cell) and not cell.source.startswith(FIRST_LINE)
+        if tells or (wanted is not None and wanted != is_hidden(cell)):
             found.append(cell)
     return found
 
@@ -126,6 +128,8 @@ def fold(path):
     on_road = path.resolve() in ROAD
     for raw, cell in zip(notebook["cells"], nbformat.reads(text, 4).cells):
         wanted = should_be_folded(cell, on_road)
+        if is_solution(cell) and not cell.source.startswith(FIRST_LINE):
+            raw["source"] = [f"{FIRST_LINE}\n", *raw["source"]]
         if wanted is None:
             continue
         looks = raw["metadata"].setdefault("jupyter", {})

@@ -243,7 +243,8 @@ def test_committed_outputs(path):
 
 @each_notebook
 def test_what_may_be_skipped_is_folded(path):
-    "On the road only set-up and solutions are; elsewhere the package's cells and the tests, too."
+    """On the road only set-up and solutions are, which begin with a line that gives nothing away;
+    elsewhere the package's cells and the tests are, too."""
     wrong = [cell.source[:80] for cell in wrongly_folded(path)]
     assert wrong == [], "run python tests/fold_cells.py"
 

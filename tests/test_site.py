@@ -176,8 +176,8 @@ def test_a_lesson_shows_its_source_and_its_figures(site, path):
     shown = re.findall(r'<img alt="figure" src="([^"]+)"', html)
     assert len(shown) == figures
     assert all((page.parent / name).is_file() for name in shown)
-    here = [cell for cell in cells if cell.id != "colab-cell"]
-    folded = [cell for cell in here if is_hidden(cell) and "default_exp" not in cell.source]
+    here = [cell for cell in cells if is_hidden(cell) and cell.id != "colab-cell"]
+    folded = [cell for cell in here if not re.fullmatch(r"#\| *default_exp .*\s*", cell.source)]
     assert html.count('<details class="admonition hide above-input">') == len(folded)
     live = 0
     for cell in cells:
@@ -364,7 +364,8 @@ def test_attention_is_explored_without_a_kernel(widget, reading):
 def test_the_logit_lens_is_explored_without_a_kernel(widget, reading):
     "Choose a cell, walk to the next: its ten likeliest tokens are those that the model gives."
     model, tokenizer, ids = reading
-    top = lens_table(logit_lens(model, ids), tokenizer, ids)["top"]
+    table = lens_table(logit_lens(model, ids), tokenizer, ids)
+    top = table["top"]
     shown = widget("nbs/10_look_inside", ".llm-lens")
     rows = shown.locator(".top div")
     title = shown.locator(".top p")
@@ -379,11 +380,11 @@ def test_the_logit_lens_is_explored_without_a_kernel(widget, reading):
 
     agrees(len(ids) - 1, 4)
     cell(4, 0).click()
-    expect(title).to_contain_text("after the embedding, at ·a")
+    expect(title).to_contain_text(f"after the embedding, at {table['read'][4]}")
     agrees(4, 0)
     cell(4, 0).press("ArrowRight")
     shown.locator("td:focus").press("Enter")
-    expect(title).to_contain_text("after layer 0, at ·a")
+    expect(title).to_contain_text(f"after layer 0, at {table['read'][4]}")
     agrees(4, 1)
 
 
