@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers: the same names as below
-    from .attention import causal_mask as causal_mask
     from .attention import rope as rope
     from .attention import scaled_dot_product_attention as scaled_dot_product_attention
     from .attention import softmax as softmax
@@ -18,6 +17,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .checkpoint import load_checkpoint as load_checkpoint
     from .checkpoint import load_model as load_model
     from .checkpoint import save_checkpoint as save_checkpoint
+    from .clipping import clip_grad_norm as clip_grad_norm
     from .corpus import Tales as Tales
     from .dataloader import Batches as Batches
     from .decoding import beam_search as beam_search
@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .foreign import SentencePieceTokenizer as SentencePieceTokenizer
     from .formats import load_tokenizer as load_tokenizer
     from .gpt import GPT as GPT
+    from .heads import causal_mask as causal_mask
     from .heads import MultiHeadAttention as MultiHeadAttention
     from .interface import CharTokenizer as CharTokenizer
     from .interface import decode_stream as decode_stream
     from .learning import AdamW as AdamW
-    from .learning import clip_grad_norm as clip_grad_norm
     from .learning import cross_entropy as cross_entropy
     from .measure import evaluate as evaluate
     from .model_config import GPTConfig as GPTConfig
@@ -66,13 +66,13 @@ _HOME = {
     "HFTokenizer": "foreign",
     "SentencePieceTokenizer": "foreign",
     "AdamW": "learning",
-    "clip_grad_norm": "learning",
     "cross_entropy": "learning",
+    "clip_grad_norm": "clipping",
     "Muon": "optim",
     "cosine_schedule": "optim",
     "make_optimizer": "optim",
     "MultiHeadAttention": "heads",
-    "causal_mask": "attention",
+    "causal_mask": "heads",
     "rope": "attention",
     "scaled_dot_product_attention": "attention",
     "softmax": "attention",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import causal_mask
+from .heads import causal_mask
 
 # %% ../nbs/03b_cache.ipynb #31a8e311
 def slot_positions(

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .attention import causal_mask
 from .cache import KVCache
 from .choices import POSITION_ENCODINGS, check_input
-from .heads import LayerContext, rope_cos_sin, rope_inv_freq
+from .heads import LayerContext, causal_mask, rope_cos_sin, rope_inv_freq
 from .model_config import GPTConfig
 from .positions import alibi_bias, document_mask, positions_in_documents
 

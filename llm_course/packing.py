@@ -48,12 +48,11 @@ def tokenize_documents(
         raise ValueError(
             f"{tokenizer!r} has no end-of-text id, which separates documents: train it with one."
         )
-    tokens = []
-    offsets = [0]
-    for ids in tokenizer.encode_batch(documents):
-        tokens += [end, *ids, end]
-        offsets.append(len(tokens))
-    return Documents(np.array(tokens, np.int64), np.array(offsets))
+    edge = np.array([end])
+    rows = [np.concatenate([edge, ids, edge]) for ids in tokenizer.encode_batch(documents)]
+    offsets = np.cumsum([0, *map(len, rows)])
+    tokens = np.concatenate(rows) if rows else np.array([], np.int64)
+    return Documents(tokens, offsets)
 
 # %% ../nbs/06d_packing.ipynb #e1887d3b
 class Batch(NamedTuple):

@@ -13,7 +13,7 @@ from math import floor, log2, pi
 import torch
 from torch import Tensor, nn
 
-from .attention import causal_mask
+from .heads import causal_mask
 
 # %% ../nbs/03a_positions.ipynb #b562c149
 @dataclass

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import MLP
+from .clipping import clip_grad_norm, grad_norm
 from .context import device_of
-from .learning import clip_grad_norm, cross_entropy, grad_norm
+from .learning import cross_entropy
 from .optim import make_optimizer
 from .packing import Batch
 from .parts import SwiGLU, relu2
