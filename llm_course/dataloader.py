@@ -15,13 +15,10 @@ from .packing import Batch, PackedRows, check_position, check_sizes
 # %% ../nbs/06_dataloader.ipynb #f4a128eb
 @dataclass(eq=False, repr=False)
 class Batches:
-    """A dataloader: an iterator over batches of packed rows, without end or for some epochs.
-
-    An epoch gives each token after a document's first as a target exactly once, over all ranks
-    together. A batch depends on the seed, its epoch and its step alone. One pass uses the iterator
-    up: keep `list(Batches(…, epochs=1))` for a held-out set.
-
-    Raises ValueError for sizes below 1, a rank outside the world, or nothing to predict."""
+    """A dataloader: an iterator over batches of packed rows. In an epoch each token after a
+    document's first is a target exactly once, over all ranks together. One pass uses the iterator
+    up: keep `list(Batches(…, epochs=1))` for a held-out set. ValueError for sizes below 1, a rank
+    outside the world, or nothing to predict."""
 
     dataset: Any  # Documents, a TokenDataset, or anything with their `tokens` and `offsets`
     batch_size: int  # B, rows for each rank
@@ -43,12 +40,8 @@ class Batches:
         self.epoch = 0
         self.step = 0
 
-    def batch(
-        self,
-        epoch: int,  # counted from 0
-        step: int,  # 0 … batches_per_epoch - 1
-    ) -> Batch:
-        "A batch by its number, for this rank."
+    def batch(self, epoch: int, step: int) -> Batch:
+        "Batch number `step` of an `epoch`, both counted from 0, for this rank."
         pieces, rows = self.rows.order(self.seed if self.shuffle else None, epoch)
         first = (step * self.world_size + self.rank) * self.batch_size
         rows = rows[first : first + self.batch_size]
@@ -72,16 +65,10 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         "The position after the last batch handed out, and what it is a position in: plain ints."
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seed": int(self.seed),
-            "shuffle": int(self.shuffle),
-            "rows_per_step": self.batch_size * self.world_size,
-            "seq_len": self.seq_len,
-            "n_documents": len(self.dataset.offsets) - 1,
-            "n_tokens": int(self.dataset.offsets[-1]),
-        }
+        position = {"epoch": self.epoch, "step": self.step, "seed": int(self.seed)}
+        rows_per_step = self.batch_size * self.world_size
+        order = {"shuffle": int(self.shuffle), "rows_per_step": rows_per_step}
+        return position | order | self.rows.contents
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         "Go on from the stored position `state`, with its seed."

@@ -60,5 +60,6 @@ class GPT(nn.Module):
     def make_cache(
         self, batch_size: int = 1, max_seq_len: int | None = None, slack: int = 0
     ) -> KVCache:
-        "Empty KV cache for this model; the parameters are those of `empty_cache`."
+        """Empty KV cache for `batch_size` texts of `max_seq_len` tokens (None: the model's limit), of
+        which `slack` can be taken back."""
         return empty_cache(self.config, self.embedding.weight, batch_size, max_seq_len, slack)

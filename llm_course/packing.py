@@ -145,6 +145,11 @@ class PackedRows:
         before = np.cumsum(self.slot_lengths) - self.slot_lengths
         self.columns = before - np.repeat(before[self.first], self.sizes)  # where a slot begins
         self.by_length = np.argsort(self.slot_lengths, kind="stable")
+        self.contents = {  # by which a stored position knows its own data again
+            "seq_len": seq_len,
+            "n_documents": len(offsets) - 1,
+            "n_tokens": int(offsets[-1]),
+        }
         self._drawn_by: tuple[int, int] | None = None  # seed and epoch of the order that is kept
         self._drawn = (self.pieces, np.arange(len(self)))
 

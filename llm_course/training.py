@@ -41,8 +41,7 @@ def train(
         large_batch = list(islice(stream, config.grad_accum_steps))
         if not large_batch:
             return
-        if not model.training:
-            model.train()
+        model.train()
         lr = set_learning_rate(optimizer, config, step - 1)
         try:
             loss, norm, count = train_step(
@@ -50,8 +49,7 @@ def train(
             )
         except FloatingPointError as error:
             raise NonFiniteLossError(step, str(error), meter.last) from error
-        seq_len = large_batch[0].ids.shape[1]
-        metrics = meter.stop(step, loss, lr, norm, count, seq_len)
+        metrics = meter.stop(step, loss, lr, norm, count, large_batch[0].ids.shape[1])
         if held_out and is_time_to_evaluate(config, step):
             metrics.valid_loss = evaluate(runner, held_out, config.dtype, world)
         yield metrics
