@@ -27,7 +27,7 @@ BY_HAND = {"__init__", "widgets.__init__", "_modidx"}
 # What every exported module may import, and what none below the commands may.
 FOR_ALL = {"files", "workers", "hooks"}
 FOR_NOTEBOOKS = {"viz", "viz_text", "diagrams", "track", "widgets", "checks"}
-TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers")
+TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers", "commands")
 
 
 def module_name(path):
