@@ -37,7 +37,8 @@ def stop(process, number, delay, twice=False):
     for _ in range(1 + twice):
         os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    return process.returncode, errors
+    code = process.returncode
+    return (code if code >= 0 else 128 - code), errors  # as a shell tells it
 
 
 @pytest.fixture(scope="module")
