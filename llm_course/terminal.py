@@ -116,7 +116,7 @@ def stop_signals() -> Iterator[list[int]]:
 # %% ../nbs/90e_terminal.ipynb #90e0t013
 def _nowhere(mode: str):
     "A file that is empty and takes what is written; it stays open."
-    return open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+    return open(os.devnull, mode, encoding="utf-8")
 
 
 def open_streams() -> None:
