@@ -39,7 +39,7 @@ def stop_code(
 
 def _numbers() -> list[int]:
     "The signals that ask to stop. Windows has no SIGHUP, and under `nohup` it stays ignored."
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
         numbers.append(hangup)
