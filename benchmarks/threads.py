@@ -18,13 +18,13 @@ import time
 from statistics import median
 
 SETTINGS = {
-    "as torch does it": {},
-    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
-    "KMP_BLOCKTIME=0": {"KMP_BLOCKTIME": "0"},
-    "one thread": {"OMP_NUM_THREADS": "1"},
-    "threads by load": {"THREADS_BY_LOAD": "1"},
+    "torch": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},  # what the commands set
+    "spin1000": {"GOMP_SPINCOUNT": "1000"},
+    "spin10000": {"GOMP_SPINCOUNT": "10000"},
+    "block0": {"KMP_BLOCKTIME": "0"},
+    "one": {"OMP_NUM_THREADS": "1"},
+    "by-load": {"THREADS_BY_LOAD": "1"},
 }
 KNOWN = {name for more in SETTINGS.values() for name in more}
 
@@ -112,7 +112,9 @@ def main() -> None:
         for name, runs in found.items():
             speed = median(run["speed"] for run in runs)
             threads = runs[0]["threads"]
-            print(f"{name:26} {threads:2} threads {speed:9,.0f} tokens/s  {speed / first:6.2f} times")
+            variables = " ".join("=".join(pair) for pair in SETTINGS[name].items())
+            ratio = f"{speed / first:6.2f} times"
+            print(f"{name:10} {threads} threads {speed:9,.0f} tokens/s {ratio}  {variables}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def test_drawing():
     assert said.count("times transformers") == 3
 
 
+def test_threads():
+    said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings torch passive")
+    assert "beside 1 busy processes" in said and said.count("tokens/s") == 2
+
+
 def test_imports():
     said = run("imports.py", "--rounds 2")
     assert "the package alone" in said and "medians of 2 starts" in said
