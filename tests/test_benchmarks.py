@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -56,9 +58,11 @@ def test_drawing():
     assert said.count("times transformers") == 3
 
 
+@pytest.mark.slow
 def test_threads():
-    said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings torch passive")
-    assert "beside 1 busy processes" in said and said.count("tokens/s") == 2
+    said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings one passive")
+    assert "train beside 1 busy processes" in said and "generate beside 1" in said
+    assert said.count("tokens/s") == 4
 
 
 def test_imports():
