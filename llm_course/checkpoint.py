@@ -7,6 +7,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 
 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
 import math
+import os
 import warnings
 from dataclasses import asdict, is_dataclass
 from importlib.resources import files
@@ -149,8 +150,7 @@ def save_checkpoint(
                 _write_config(folder, step, model, config, valid_loss)
         except (RuntimeError, SafetensorError) as error:  # a full disk, as these libraries tell it
             raise OSError(
-                f"{final} was not saved ({error}): is the disk full? Checkpoints before it are "
-                f"whole."
+                f"{final} was not saved ({error}): is the disk full? Those before are whole."
             ) from error
         write_latest(final)
         if keep is not None:
@@ -191,6 +191,8 @@ def _load_training(path: Path, step: int, **parts) -> None:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} does not fit the {name}: {error}") from None
     set_rng_state(state["random"])
+    if 1 <= state["threads"] <= (os.cpu_count() or 1):
+        torch.set_num_threads(state["threads"])
     n_threads = torch.get_num_threads()
     if state["threads"] != n_threads:
         warnings.warn(
@@ -207,7 +209,8 @@ def load_checkpoint(
     batches=None,  # over the same data; None: not wanted
 ) -> int:  # optimizer steps done when it was saved
     """Load a checkpoint: put a run back to where it was saved, in weights, optimizer, data position
-    and RNG state. With neither optimizer nor batches only the weights are read.
+    RNG state and, with enough cores, torch's number of threads. With neither optimizer nor batches
+    only the weights are read.
 
     Raises FileNotFoundError or ValueError naming the file."""
     folder = resolve_checkpoint(folder)
