@@ -6,14 +6,17 @@
 __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate']
 
 # %% ../nbs/90_cli.ipynb #8a959baf
-import numpy as np
 import random
 import shlex
 import sys
-import torch
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
 from .config import RunConfig, load_config
 from .corpus import Tales
 from .cost import parameter_count
@@ -41,7 +44,6 @@ from .terminal import steady_output, stop_signals
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
-from tqdm import tqdm
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
 def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:

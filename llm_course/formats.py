@@ -8,7 +8,10 @@ __all__ = ['KINDS', 'from_gpt2', 'to_hf', 'from_hf', 'to_tiktoken', 'load_tokeni
 # %% ../nbs/01b_formats.ipynb #01b00002
 import hashlib
 import json
+from pathlib import Path
+
 import tiktoken
+
 from .bpe import BPETokenizer
 from .files import atomic_file, whole_folder
 from .foreign import HFTokenizer, SentencePieceTokenizer
@@ -17,7 +20,6 @@ from .merges import read_gpt2_files, spell, unspell
 from .seals import open_json
 from .texts import PATTERNS, utf8
 from .tokenizer import bpe_vocabulary
-from pathlib import Path
 
 # %% ../nbs/01b_formats.ipynb #01b00005
 def from_gpt2(

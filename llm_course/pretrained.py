@@ -7,8 +7,14 @@ __all__ = ['read_tokenizer', 'from_pretrained', 'to_pretrained']
 
 # %% ../nbs/11_pretrained.ipynb #d2ac4b46
 import json
-import torch
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from .bpe import BPETokenizer
 from .context import unwrap
 from .families import FAMILIES
@@ -29,10 +35,6 @@ from llm_course.hfweights import (
 )
 from .model_config import GPTConfig
 from .run_state import check_parts, unique_state_dict
-from pathlib import Path
-from safetensors.torch import save_file
-from torch import Tensor
-from typing import Any
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4
 def _eos_token(folder: Path) -> str | None:
