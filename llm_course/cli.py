@@ -7,6 +7,7 @@ __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate']
 
 # %% ../nbs/90_cli.ipynb #8a959baf
 import random
+import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -38,6 +39,7 @@ from llm_course.runs import (
 from .sampling import generate_text
 from .shell import base_parser, command, open_model, read_prompt
 from .statistics import floor_gap, story_rates
+from .terminal import steady_output, stop_signals
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
@@ -50,6 +52,7 @@ def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
 
 
 @command
+@steady_output()
 def llm_tokenize(
     argv: list[str],  # the words behind the command's name
 ) -> None:
@@ -74,6 +77,7 @@ def llm_tokenize(
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
 @command
+@steady_output()
 def llm_train(
     argv: list[str],  # the words behind the command's name
 ) -> int:
@@ -109,13 +113,13 @@ def llm_train(
         f"model       {parameter_count(model):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
     )
-    stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
-    print_results(run, config, start, token_floor(config, data))
-    if not stopped:
-        return 0
-    again = [word for word in argv if word not in ("--fresh", "--resume")]
-    print(f"stopped; to go on: {' '.join(['llm_train', *again, '--resume'])}")
-    return 130
+    with stop_signals() as signals:
+        stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
+        print_results(run, config, start, token_floor(config, data))
+        if stopped:
+            again = [word for word in argv if word not in ("--fresh", "--resume")]
+            print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
+    return 128 + signals[0] if signals else 0
 
 # %% ../nbs/90_cli.ipynb #ce55dde2
 def _print_loss(loss: float, total_nats: float, n_bytes: int) -> None:
