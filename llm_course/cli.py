@@ -25,6 +25,7 @@ from .evaluation import bits_per_byte, judge_stories, perplexity, sample_stories
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
+from .locks import lock_folder
 from .measure import evaluate
 from .optim import make_optimizer
 from llm_course.runs import (
@@ -60,7 +61,8 @@ def llm_tokenize(
     data/processed/NAME. Stopped and run again, it goes on."""
     args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
     config = load_config(args.config, args.settings)
-    tokenizer = get_tokenizer(config)
+    with lock_folder(data_folder("tokenizer", config)):
+        tokenizer = get_tokenizer(config)
     folder = data_folder("processed", config)
     for split in ("train", "valid"):
         there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
@@ -107,13 +109,13 @@ def llm_train(
     )
     batches = pack(data, seed=settings.seed)
     valid = pack(held_out, epochs=1)
-    start = start_or_resume(run, model, optimizer, batches, args.resume, args.fresh)
     epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
-    print(
-        f"model       {parameter_count(model):,} parameters, from step {start:,} to "
-        f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
-    )
-    with stop_signals() as signals:
+    with lock_folder(run), stop_signals() as signals:
+        start = start_or_resume(run, model, optimizer, batches, args.resume, args.fresh)
+        print(
+            f"model       {parameter_count(model):,} parameters, from step {start:,} to "
+            f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
+        )
         stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
         print_results(run, config, start, token_floor(config, data))
         if stopped:
