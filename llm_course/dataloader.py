@@ -18,7 +18,7 @@ class Batches:
     """A dataloader: an iterator over batches of packed rows, without end or for some epochs.
 
     An epoch gives each token after a document's first as a target exactly once, over all ranks
-    together. A batch depends on the seed, its epoch and its step alone. One pass uses the iterator
+    together. A batch depends on the seed, its epoch and its first row alone. One pass uses the iterator
     up: keep `list(Batches(…, epochs=1))` for a held-out set.
 
     Raises ValueError for sizes below 1, a rank outside the world, or nothing to predict."""
@@ -39,9 +39,10 @@ class Batches:
         self.rows = PackedRows(self.dataset.offsets, self.seq_len)
         if len(self.rows) == 0:
             raise ValueError("No document has two tokens, so there is nothing to predict.")
-        self.batches_per_epoch = math.ceil(len(self.rows) / (self.batch_size * self.world_size))
+        self.rows_per_step = self.batch_size * self.world_size
+        self.batches_per_epoch = math.ceil(len(self.rows) / self.rows_per_step)
         self.epoch = 0
-        self.step = 0
+        self.row = 0  # so many rows of the epoch are done
 
     def batch(
         self,
@@ -49,8 +50,11 @@ class Batches:
         step: int,  # 0 … batches_per_epoch - 1
     ) -> Batch:
         "A batch by its number, for this rank."
+        return self._batch_from(epoch, step * self.rows_per_step)
+
+    def _batch_from(self, epoch: int, row: int) -> Batch:
         pieces, rows = self.rows.order(self.seed if self.shuffle else None, epoch)
-        first = (step * self.world_size + self.rank) * self.batch_size
+        first = row + self.rank * self.batch_size
         rows = rows[first : first + self.batch_size]
         batch = self.rows.fill(self.dataset.tokens, pieces, rows, self.batch_size)
         if not self.mask_documents:
@@ -63,21 +67,20 @@ class Batches:
     def __next__(self) -> Batch:
         if self.epochs is not None and self.epoch >= self.epochs:
             raise StopIteration
-        batch = self.batch(self.epoch, self.step)
-        self.step += 1
-        if self.step == self.batches_per_epoch:
+        batch = self._batch_from(self.epoch, self.row)
+        self.row += self.rows_per_step
+        if self.row >= len(self.rows):
             self.epoch += 1
-            self.step = 0
+            self.row = 0
         return batch
 
     def state_dict(self) -> dict[str, int]:
         "The position after the last batch handed out, and what it is a position in: plain ints."
         return {
             "epoch": self.epoch,
-            "step": self.step,
+            "row": self.row,
             "seed": int(self.seed),
             "shuffle": int(self.shuffle),
-            "rows_per_step": self.batch_size * self.world_size,
             "seq_len": self.seq_len,
             "n_documents": len(self.dataset.offsets) - 1,
             "n_tokens": int(self.dataset.offsets[-1]),
@@ -87,6 +90,6 @@ class Batches:
         "Go on from the stored position `state`, with its seed."
         check_position(state, self.state_dict())
         self.epoch = state["epoch"]
-        self.step = state["step"]
+        self.row = state["row"]
         self.seed = state["seed"]
         self.shuffle = bool(state["shuffle"])
