@@ -46,6 +46,13 @@ _FIXED = (  # what decides which run it is; with a dot at its end, a whole secti
 )
 
 
+def _typed(value: Any) -> str:
+    "A setting's value as a person types it."
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
 def _check_data(checkpoint: Path, facts: dict[str, str], saved: dict[str, str]) -> None:
     "ValueError where the data is not what the run was trained on."
     for name, digest in facts.items():
@@ -61,7 +68,7 @@ def check_resume(
     checkpoint: Path,        # where the run stands
     config: RunConfig,       # to go on with
     facts: dict[str, str],   # as `data_facts` gives them
-) -> dict[str, tuple[Any, Any]]:  # what changes: setting → its value before, and from now on
+) -> dict[str, tuple[str, str]]:  # what changes: setting → its value before, and from now on
     """Check of a resumption: the settings that differ from the checkpoint's. ValueError where one
     of them, or the data, would make it another run."""
     saved = read_config(checkpoint)
@@ -72,12 +79,14 @@ def check_resume(
         is_known = name.partition(".")[0] in saved
         if not is_known or before[name] == value:
             continue
+        was = _typed(before[name])
+        now = _typed(value)
         if name in _FIXED or name.startswith(_FIXED[:2]):
             raise ValueError(
-                f"{shown(checkpoint)} was made with {name}={before[name]}, and {name}={value} would "
-                f"make it another run: leave it as it was, or begin one with name= or --fresh."
+                f"{shown(checkpoint)} was made with {name}={was}, and {name}={now} would make it "
+                f"another run: leave it as it was, or begin one with name= or --fresh."
             )
-        changes[name] = (before[name], value)
+        changes[name] = (was, now)
     step = saved["step"]
     if config.train.max_steps < step:
         raise ValueError(
