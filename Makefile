@@ -5,6 +5,9 @@ CONFIG ?= configs/train_small.yaml
 ARGS   ?=
 LESSON ?=
 
+# A thread that waits for another one sleeps: beside other programs, spinning makes training many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN   := .venv/bin
 SETUP := $(wildcard settings.ini setup.py constraints.txt)
 

@@ -1,7 +1,7 @@
-"""Training beside other programs: tokens a second for each setting of threads and waiting, alone and
-beside processes that keep a core busy.
+"""Training and writing beside other programs: tokens a second for each setting of threads and
+waiting, alone and beside processes that keep a core busy.
 
-    python benchmarks/threads.py [--busy 0 1 2] [--seconds 3] [--rounds 3]
+    python benchmarks/threads.py [--work train generate] [--busy 0 1 2] [--seconds 3] [--rounds 3]
 
 With two threads a product is done when both are. Where another program holds one's core, the other
 waits: by default it spins, which takes the core from whoever could finish the work. The settings
@@ -15,16 +15,17 @@ import os
 import subprocess
 import sys
 import time
+from itertools import product
 from statistics import median
 
 SETTINGS = {
-    "as torch does it": {},
-    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
-    "KMP_BLOCKTIME=0": {"KMP_BLOCKTIME": "0"},
-    "one thread": {"OMP_NUM_THREADS": "1"},
-    "threads by load": {"THREADS_BY_LOAD": "1"},
+    "torch": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},  # what the commands set
+    "spin1000": {"GOMP_SPINCOUNT": "1000"},
+    "spin10000": {"GOMP_SPINCOUNT": "10000"},
+    "block0": {"KMP_BLOCKTIME": "0"},
+    "one": {"OMP_NUM_THREADS": "1"},
+    "by-load": {"THREADS_BY_LOAD": "1"},
 }
 KNOWN = {name for more in SETTINGS.values() for name in more}
 
@@ -36,8 +37,8 @@ def free_threads() -> int:
     return max(1, torch.get_num_threads() - round(os.getloadavg()[0]))
 
 
-def train(seconds: float, config: str) -> dict:
-    "Train a new model on random ids; its threads and its tokens a second in the median step."
+def train(seconds: float, config: str) -> float:
+    "Train a new model on random ids; tokens a second in the median step."
     import torch
 
     from llm_course.config import load_config
@@ -47,8 +48,6 @@ def train(seconds: float, config: str) -> dict:
     from llm_course.throughput import optimize_for_training
     from llm_course.training import train as steps
 
-    if "THREADS_BY_LOAD" in os.environ:
-        torch.set_num_threads(free_threads())
     run = load_config(config, [])
     run.train.max_steps = 1_000_000
     run.model.vocab_size = run.tokenizer.vocab_size
@@ -64,7 +63,34 @@ def train(seconds: float, config: str) -> dict:
         speeds.append(metrics.tokens_per_second)
         if metrics.seconds > seconds and len(speeds) > 3:
             break
-    return {"threads": torch.get_num_threads(), "speed": median(speeds[1:])}
+    return median(speeds[1:])
+
+
+def generate(seconds: float, config: str) -> float:
+    "Write with the bundled model; tokens a second in the median text of 64."
+    from llm_course.checkpoint import load_model
+    from llm_course.fast import optimize_for_decoding
+    from llm_course.sampling import generate_text
+
+    model, tokenizer = load_model()
+    model = optimize_for_decoding(model)
+    speeds = []
+    end = time.perf_counter() + seconds
+    while len(speeds) < 4 or time.perf_counter() < end:
+        start = time.perf_counter()
+        n = sum(1 for _ in generate_text(model, tokenizer, "One day", 64, temperature=0))
+        speeds.append(n / (time.perf_counter() - start))
+    return median(speeds[1:])
+
+
+def work(name: str, seconds: float, config: str) -> None:
+    "What a process of its own does: print its threads and its speed."
+    import torch
+
+    if "THREADS_BY_LOAD" in os.environ:
+        torch.set_num_threads(free_threads())
+    speed = {"train": train, "generate": generate}[name](seconds, config)
+    print(json.dumps({"threads": torch.get_num_threads(), "speed": speed}))
 
 
 @contextlib.contextmanager
@@ -81,10 +107,10 @@ def busy_processes(n: int):
             process.wait()
 
 
-def measure(name: str, seconds: float, config: str) -> dict:
+def measure(name: str, what: str, seconds: float, config: str) -> dict:
     "One setting, in a process of its own."
     kept = {key: value for key, value in os.environ.items() if key not in KNOWN}
-    code = f"import json, threads; print(json.dumps(threads.train({seconds}, {config!r})))"
+    code = f"import threads; threads.work({what!r}, {seconds}, {config!r})"
     paths = [os.path.dirname(os.path.abspath(__file__)), *sys.path]
     env = kept | SETTINGS[name] | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, check=True)
@@ -93,6 +119,7 @@ def measure(name: str, seconds: float, config: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", nargs="+", default=["train", "generate"], help="what is measured")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2], help="busy processes")
     parser.add_argument("--seconds", type=float, default=3.0, help="of training, for each setting")
     parser.add_argument("--rounds", type=int, default=3, help="how often all take their turn")
@@ -101,18 +128,20 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load of the last minute {load:.1f} (0: a quiet machine)")
-    for busy in args.busy:
-        print(f"\nbeside {busy} busy processes, {args.config}")
+    for what, busy in product(args.work, args.busy):
+        print(f"\n{what} beside {busy} busy processes")
         found = {name: [] for name in args.settings}
         for _ in range(args.rounds):
             for name in args.settings:
                 with busy_processes(busy):
-                    found[name].append(measure(name, args.seconds, args.config))
+                    found[name].append(measure(name, what, args.seconds, args.config))
         first = median(run["speed"] for run in found[args.settings[0]])
         for name, runs in found.items():
             speed = median(run["speed"] for run in runs)
             threads = runs[0]["threads"]
-            print(f"{name:26} {threads:2} threads {speed:9,.0f} tokens/s  {speed / first:6.2f} times")
+            variables = " ".join("=".join(pair) for pair in SETTINGS[name].items())
+            ratio = f"{speed / first:6.2f} times"
+            print(f"{name:10} {threads} threads {speed:9,.0f} tokens/s {ratio}  {variables}")
 
 
 if __name__ == "__main__":

@@ -7,26 +7,14 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 
 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
 import math
+import os
+import torch
 import warnings
+import yaml
 from dataclasses import asdict, is_dataclass
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
-
-import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
-
 from .context import unwrap
-from llm_course.files import (
-    atomic_folder,
-    check_sums,
-    sync_folder,
-    tidy_folder,
-    write_sums,
-)
+from .files import atomic_folder, check_sums, sync_folder, tidy_folder, write_sums
 from .formats import load_tokenizer
 from .gpt import GPT
 from .locks import lock_folder
@@ -49,6 +37,11 @@ from llm_course.run_state import (
 )
 from .seals import seal_text
 from .sources import project_root
+from pathlib import Path
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+from typing import Any
 
 # %% ../nbs/07b_checkpoint.ipynb #c99a23c3
 def _plain(section) -> Any:
@@ -150,8 +143,7 @@ def save_checkpoint(
                 _write_config(folder, step, model, config, valid_loss)
         except (RuntimeError, SafetensorError) as error:  # a full disk, as these libraries tell it
             raise OSError(
-                f"{final} was not saved ({error}): is the disk full? Checkpoints before it are "
-                f"whole."
+                f"{final} was not saved ({error}): is the disk full? Those before are whole."
             ) from error
         write_latest(final)
         if keep is not None:
@@ -192,6 +184,8 @@ def _load_training(path: Path, step: int, **parts) -> None:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} does not fit the {name}: {error}") from None
     set_rng_state(state["random"])
+    if 1 <= state["threads"] <= (os.cpu_count() or 1):
+        torch.set_num_threads(state["threads"])
     n_threads = torch.get_num_threads()
     if state["threads"] != n_threads:
         warnings.warn(
@@ -208,7 +202,8 @@ def load_checkpoint(
     batches=None,  # over the same data; None: not wanted
 ) -> int:  # optimizer steps done when it was saved
     """Load a checkpoint: put a run back to where it was saved, in weights, optimizer, data position
-    and RNG state. With neither optimizer nor batches only the weights are read.
+    RNG state and, with enough cores, torch's number of threads. With neither optimizer nor batches
+    only the weights are read.
 
     Raises FileNotFoundError or ValueError naming the file."""
     folder = resolve_checkpoint(folder)

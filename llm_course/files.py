@@ -131,7 +131,7 @@ def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
-        else:
+        elif path.is_file() and os.access(path, os.W_OK):  # others were not written just now
             with open(path, "rb+") as file:
                 _sync(file.fileno())
     sync_folder(folder)
@@ -145,6 +145,15 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 # %% ../nbs/support/files.ipynb #a0f1c120
+def _check_replaceable(path: Path) -> None:
+    "ValueError for a folder that cannot be replaced under whoever stands in it."
+    if path.exists() and (os.path.ismount(path) or Path.cwd().is_relative_to(path)):
+        raise ValueError(
+            f"{path} is the working directory or a disk, and would be replaced as a whole: write "
+            f"into a new folder in it."
+        )
+
+
 @contextmanager
 def atomic_folder(
     path: str | Path,   # where the folder will be; missing folders above it are made
@@ -153,16 +162,19 @@ def atomic_folder(
     """Atomic write of a folder: it appears at `path` whole when the block ends, or not at all.
 
     An existing folder is replaced; at each moment the old one (at `path`, or beside it as
-    `.old-NAME`, see `whole_folder`) or the new one is there. Raises OSError, one sentence, for a
-    full disk, and BlockingIOError while another process writes the same folder."""
+    `.old-NAME`, see `whole_folder`) or the new one is there. Raises ValueError where `keep` is to
+    replace the working directory, OSError, one sentence, for a full disk, and BlockingIOError while another process
+    writes the same folder."""
     path = Path(path).resolve()
     temporary = _temporary(path)
+    if keep:
+        _check_replaceable(path)
     with lock_folder(path):
         _tidy(path)
         try:
             with _one_sentence(path):
                 if keep and path.exists():
-                    shutil.copytree(path, temporary, copy_function=_link_or_copy)
+                    shutil.copytree(path, temporary, symlinks=True, copy_function=_link_or_copy)
                 else:
                     temporary.mkdir()
                 yield temporary

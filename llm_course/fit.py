@@ -131,15 +131,15 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
             text = _sample(config, model, tokenizer, step)
             tracker.log(metrics, sample=text)
             _show(bar, metrics, text)
-            loss = metrics.valid_loss
             is_due = step == last or step % config.save_every == 0
-            is_best = loss is not None and loss < lowest
+            loss = math.inf if metrics.valid_loss is None else metrics.valid_loss
+            is_best = loss < lowest
+            lowest = min(lowest, loss)
             is_stop = bool(stopped)  # asked once: what comes later is for the next step
             if is_stop or is_due or is_best:
-                save(run, step, model, tokenizer, optimizer, batches, valid_loss=loss)
+                measured = metrics.valid_loss
+                save(run, step, model, tokenizer, optimizer, batches, valid_loss=measured)
                 settle(run)
-            if is_best:
-                lowest = loss
             if is_stop:
                 return step < last
     return False

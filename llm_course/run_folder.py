@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from .files import atomic_file, whole_folder
-from .seals import is_sealed, seal_text
+from .seals import is_sealed
 
 # %% ../nbs/07d_run_folder.ipynb #39f68112
 def list_checkpoints(

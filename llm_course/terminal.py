@@ -39,7 +39,7 @@ def stop_code(
 
 def _numbers() -> list[int]:
     "The signals that ask to stop. Windows has no SIGHUP, and under `nohup` it stays ignored."
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
         numbers.append(hangup)
@@ -114,6 +114,11 @@ def stop_signals() -> Iterator[list[int]]:
         yield notes.received
 
 # %% ../nbs/90e_terminal.ipynb #90e0t013
+def _nowhere(mode: str):
+    "A file that is empty and takes what is written; it stays open."
+    return open(os.devnull, mode, encoding="utf-8")
+
+
 def open_streams() -> None:
     "Standard streams that are closed lead nowhere from now on, before a file gets their number."
     for number in range(3):
@@ -124,7 +129,7 @@ def open_streams() -> None:
             os.set_inheritable(number, True)
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, _nowhere(mode))
 
 
 class _Output:
@@ -164,7 +169,7 @@ class _Output:
 
     def _drop(self) -> None:
         "Lead this stream nowhere, and its file, too, for what still waits to be written there."
-        nowhere = open(os.devnull, "w", encoding="utf-8")
+        nowhere = _nowhere("w")
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(nowhere.fileno(), self.stream.fileno())
         self.stream = nowhere

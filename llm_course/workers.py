@@ -20,6 +20,7 @@ from functools import lru_cache
 from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 # %% ../nbs/support/workers.ipynb #cbf01d08
 def map_in_threads(
@@ -109,18 +110,20 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's signals do not come here
         )
+        self.requests: Any = self.process.stdin
+        self.results: Any = self.process.stdout
         self.send(sys.path)
         self.send(function)
 
     def send(self, value) -> None:
         data = pickle.dumps(value)
         with _telling_of_an_end():
-            pickle.dump(data, self.process.stdin)
-            self.process.stdin.flush()
+            pickle.dump(data, self.requests)
+            self.requests.flush()
 
     def receive(self):
         with _telling_of_an_end():
-            data = pickle.load(self.process.stdout)
+            data = pickle.load(self.results)
         succeeded, value = pickle.loads(data)
         if not succeeded:
             raise value
@@ -129,8 +132,8 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         with suppress(OSError):
-            self.process.stdin.close()
-        self.process.stdout.close()
+            self.requests.close()
+        self.results.close()
         self.process.wait()
 
 # %% ../nbs/support/workers.ipynb #cbf01d12

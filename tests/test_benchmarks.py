@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -54,6 +56,13 @@ def test_drawing():
     said = run("generation.py", f"{SMALL_SHAPE} --new-tokens 6 --texts 2 --sample")
     assert "drawn at temperature 1" in said
     assert said.count("times transformers") == 3
+
+
+@pytest.mark.slow
+def test_threads():
+    said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings one passive")
+    assert "train beside 1 busy processes" in said and "generate beside 1" in said
+    assert said.count("tokens/s") == 4
 
 
 def test_imports():

@@ -1,6 +1,7 @@
 "The four commands from a shell: the whole road, interruptions, and bad input."
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -35,7 +36,7 @@ def test_the_whole_road(tokenized, straight):
     assert written == tokenized.ok(*generate, input="Long ago\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(tokenized, straight, number):
     name = f"stopped{number}"
     run = name_run(tokenized, name)
@@ -43,12 +44,34 @@ def test_a_signal_saves_and_says_how_to_go_on(tokenized, straight, number):
     wait_for((run / "step-0000005" / "config.yaml").exists, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == 128 + number and "Traceback" not in err
     line = out.strip().splitlines()[-1]
     assert line.startswith("stopped; to go on: llm_train") and line.endswith("--resume")
     command = line.partition(": ")[2].split()
     tokenized.ok(*command)
     assert losses(run) == losses(straight)
+
+
+SAMPLES = ("train.max_steps=12", "track.sample_every=4", "sample.max_new_tokens=8")
+OUTPUTS = {
+    "gone": '"$@" 2>&- | head -n 1',
+    "full": '"$@" >/dev/full',
+    "closed": '"$@" >&- 2>&- <&-',
+    "ascii": 'PYTHONIOENCODING=ascii "$@"',
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OUTPUTS if name != "gone"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("output", ["gone", *SLOW])
+def test_training_needs_no_terminal(tokenized, output):
+    run = name_run(tokenized, output)
+    words = tokenized.command(*TRAIN, *SAMPLES, f"name={output}")
+    piped = ["bash", "-c", f"set -o pipefail; {OUTPUTS[output]}", "bash", *words]
+    where = {"cwd": tokenized.folder, "env": tokenized.env}
+    done = subprocess.run(piped, capture_output=True, text=True, timeout=120, **where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert steps(run)[-1] == "step-0000012" and len(losses(run)) == 12
 
 
 def test_a_run_is_not_overwritten_unasked(tokenized, straight):
@@ -160,7 +183,7 @@ def test_a_run_of_an_older_version_is_refused_with_one_sentence(tokenized, strai
     old = tokenized.folder / "old"
     shutil.copytree(straight / steps(straight)[-1], old)
     config = (old / "config.yaml").read_text()
-    (old / "config.yaml").write_text(config.replace("format: 2", "format: 1", 1))
+    (old / "config.yaml").write_text(config.replace("format: 3", "format: 1", 1))
     for command in ("llm_generate", "llm_eval"):
         assert "has format 1" in tokenized.refused(command, "--model", old)
 
