@@ -8,11 +8,18 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
 import math
 import os
-import torch
 import warnings
-import yaml
 from dataclasses import asdict, is_dataclass
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
 from .context import unwrap
 from .files import atomic_folder, check_sums, sync_folder, tidy_folder, write_sums
 from .formats import load_tokenizer
@@ -37,11 +44,6 @@ from llm_course.run_state import (
 )
 from .seals import seal_text
 from .sources import project_root
-from pathlib import Path
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
-from typing import Any
 
 # %% ../nbs/07b_checkpoint.ipynb #c99a23c3
 def _plain(section) -> Any:

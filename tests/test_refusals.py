@@ -11,6 +11,7 @@ from conftest import TINY, losses, steps
 
 from llm_course import cli
 from llm_course.checkpoint import load_model
+from llm_course.evaluation import perplexity
 from llm_course.resume import put_aside
 from llm_course.run_folder import read_config
 
@@ -155,7 +156,7 @@ def test_without_a_file_the_runs_own_settings_count():
     assert losses(RUN) == losses(Path("kept"))
 
 
-def test_other_data_under_the_same_name_is_noticed(tmp_path):
+def test_other_data_under_the_same_name_is_noticed():
     for folder, word in (("a", "fox"), ("b", "лиса")):
         Path(folder).mkdir()
         texts = [f"{word} {i} " * 60 for i in range(100)]
@@ -166,3 +167,7 @@ def test_other_data_under_the_same_name_is_noticed(tmp_path):
     assert "another name=" in refused("llm_train", "corpus.source=b/input.txt", *short)
     Path("a/input.txt").write_text("\n\n".join(f"hen {i} " * 60 for i in range(100)))
     assert "another text" in refused("llm_tokenize", "corpus.source=a/input.txt", *short)
+
+
+def test_a_model_that_ran_away_can_be_measured():
+    assert perplexity(800.0) == float("inf")
