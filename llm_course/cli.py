@@ -6,30 +6,36 @@
 __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate']
 
 # %% ../nbs/90_cli.ipynb #8a959baf
+import argparse
 import random
 import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from .config import RunConfig, load_config
-from .corpus import Tales
 from .cost import parameter_count
 from .dataloader import Batches
-from .evaluation import bits_per_byte, perplexity, sample_stories
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
 from .locks import lock_folder
-from .measure import evaluate
 from .optim import make_optimizer
+from .preflight import preflight
+from .report import report_tales, report_text
+from .resume import check_resume, data_facts, settle
+from .run_folder import resolve_checkpoint
 from llm_course.runs import (
+    check_corpus,
     corpus_documents,
+    corpus_facts,
     data_folder,
     get_tokenizer,
     is_tales,
@@ -39,7 +45,6 @@ from llm_course.runs import (
 )
 from .sampling import generate_text
 from .shell import base_parser, command, open_model, read_prompt
-from .statistics import floor_gap, judge_stories, story_rates
 from .terminal import steady_output, stop_signals
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
@@ -63,19 +68,89 @@ def llm_tokenize(
     config = load_config(args.config, args.settings)
     with lock_folder(data_folder("tokenizer", config)):
         tokenizer = get_tokenizer(config)
+    check_corpus(config)
     folder = data_folder("processed", config)
+    facts = corpus_facts(config)
     for split in ("train", "valid"):
         there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
         if not there:
             documents = _counted(config, split, split)
-            write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens)
+            write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens, facts)
         counts = read_meta(folder)["splits"][split]
         density = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
         where = f"{'already in' if there else '->'} {shown(folder)}"
         print(
-            f"{split:11} {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
-            f"{density} {where}"
+            f"{split:11} {counts['documents']:,} documents of {config.corpus.source}, "
+            f"{counts['tokens']:,} tokens, {density} {where}"
         )
+
+# %% ../nbs/90_cli.ipynb #90c0t001
+def _run_folder(args: argparse.Namespace) -> Path:
+    "The folder of the run that a command line is about."
+    names = [word for word in args.settings if word.startswith(("name=", "corpus.source="))]
+    return data_folder("runs", load_config(args.config, names))
+
+
+def _run_config(args: argparse.Namespace) -> RunConfig:
+    "The config to train with; going on without --config, the run's own counts."
+    path = args.config
+    if args.resume and path is None:
+        path = resolve_checkpoint(_run_folder(args)) / "config.yaml"
+    return load_config(path, args.settings)
+
+
+class _Parts(NamedTuple):
+    "What a training works on."
+
+    tokenizer: Any
+    data: TokenDataset
+    model: GPT
+    optimizer: Any
+    batches: Batches
+    valid: Batches
+    facts: dict[str, str]  # what the run is of
+
+
+def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
+    "All parts of a training, when everything that can be checked has been."
+    settings = config.train
+    tokenizer, data, held_out = open_data(config)
+    config.model.vocab_size = tokenizer.vocab_size
+    preflight(config)
+    facts = data_facts(tokenizer, data, held_out)
+    text = f"{len(data):,} documents of {config.corpus.source}, {data.n_targets:,} targets"
+    print(f"data        {text}; {len(held_out):,} held out")
+    if resume:
+        for name, (was, now) in check_resume(resolve_checkpoint(run), config, facts).items():
+            print(f"changed     {name}: {was} → {now}")
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(settings.seed)
+    model = GPT(config.model).to(settings.device)
+    optimize_for_training(model)
+    optimizer = make_optimizer(model, settings)
+    sizes = (settings.batch_size, settings.seq_len)
+    pack = partial(Batches, mask_documents=config.corpus.mask_documents)
+    batches = pack(data, *sizes, seed=settings.seed)
+    valid = pack(held_out, *sizes, epochs=1)
+    return _Parts(tokenizer, data, model, optimizer, batches, valid, facts)
+
+
+def _train(config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: bool) -> bool:
+    "Train, and print what came of it. True when a signal stopped it before its last step."
+    settings = config.train
+    model = parts.model
+    optimizer = parts.optimizer
+    batches = parts.batches
+    start = start_or_resume(run, model, optimizer, batches, resume, fresh)
+    epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
+    print(
+        f"model       {parameter_count(model):,} parameters, from step {start:,} to "
+        f"{settings.max_steps:,}, about {epochs:.2f} epochs"
+    )
+    rest = (parts.valid, start, parts.facts)
+    stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
+    print_results(run, config, start, token_floor(config, parts.data))
+    return stopped
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
 @command
@@ -90,102 +165,16 @@ def llm_train(
     group.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
     args = parser.parse_intermixed_args(argv)
-    config = load_config(args.config, args.settings)
-    settings = config.train
-    tokenizer, data, held_out = open_data(config)
-    run = data_folder("runs", config)
-
-    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
-        set_seed(settings.seed)
-    config.model.vocab_size = tokenizer.vocab_size
-    model = GPT(config.model).to(settings.device)
-    optimize_for_training(model)
-    optimizer = make_optimizer(model, settings)
-    pack = partial(
-        Batches,
-        batch_size=settings.batch_size,
-        seq_len=settings.seq_len,
-        mask_documents=config.corpus.mask_documents,
-    )
-    batches = pack(data, seed=settings.seed)
-    valid = pack(held_out, epochs=1)
-    epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
-    with lock_folder(run), stop_signals() as signals:
-        start = start_or_resume(run, model, optimizer, batches, args.resume, args.fresh)
-        print(
-            f"model       {parameter_count(model):,} parameters, from step {start:,} to "
-            f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
-        )
-        stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
-        print_results(run, config, start, token_floor(config, data))
-        if stopped:
-            again = [word for word in argv if word not in ("--fresh", "--resume")]
-            print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
+    run = _run_folder(args)
+    with lock_folder(run):
+        settle(run)
+        config = _run_config(args)
+        parts = _make_parts(config, run, args.resume)
+        with stop_signals() as signals:
+            if _train(config, run, parts, args.resume, args.fresh):
+                again = [word for word in argv if word not in ("--fresh", "--resume")]
+                print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
     return 128 + signals[0] if signals else 0
-
-# %% ../nbs/90_cli.ipynb #ce55dde2
-def _print_loss(loss: float, total_nats: float, n_bytes: int) -> None:
-    per_byte = f"{bits_per_byte(total_nats, n_bytes):.4f} bits per byte"
-    print(f"held out    {loss:.4f} nats a token, perplexity {perplexity(loss):.3f}, {per_byte}")
-
-
-def _print_gap(model: GPT, tokenizer, stories: list[str]) -> None:
-    "Loss on held-out stories, the grammar's own, and the distance between them."
-    gap = floor_gap(model, tokenizer, stories)
-    n_bytes = sum(len(story.encode()) for story in stories)
-    nats = gap.model_nats * gap.stories
-    _print_loss(nats / gap.tokens, nats, n_bytes)
-    floor = gap.floor_nats * gap.stories / gap.tokens
-    expected = f"{Tales().entropy():.3f} nats a story expected, {gap.floor_nats:.3f} on these"
-    print(f"floor       {floor:.4f} nats a token ({expected})")
-    per_token = f"{gap.per_token:.4f} ± {gap.per_token_se:.4f} nats a token"
-    per_story = f"{gap.per_story:.2f} ± {gap.per_story_se:.2f} nats a story"
-    print(f"gap         {per_token}, {per_story}")
-
-# %% ../nbs/90_cli.ipynb #70d3eb7e
-def _eval_tales(model: GPT, tokenizer, config: RunConfig) -> None:
-    "Distance to the floor on held-out stories, then what the model writes, judged."
-    settings = config.eval
-    known = set(corpus_documents(config, "train"))
-    stories = list(islice(corpus_documents(config, "valid"), settings.documents))
-    new = [story for story in stories if story not in known]
-    left_out = f"{len(stories) - len(new)} more stand in the training set and are left out"
-    print(f"stories     {len(new)} held out; {left_out}")
-    _print_gap(model, tokenizer, new)
-    n = max(settings.stories, settings.show)
-    n_to_show = settings.show
-    for temperature in settings.temperatures:
-        written = sample_stories(model, tokenizer, n, temperature, settings.seed)
-        verdicts = judge_stories(written, known)
-        for story, verdict in islice(zip(written, verdicts), n_to_show):
-            print(f"\n[{verdict}] {story}")
-        if n_to_show:
-            print()
-        n_to_show = 0  # at the first temperature only
-        rates = story_rates(verdicts)
-        low, high = rates["valid_interval"]
-        valid = f"{rates['valid']:.1%} of {rates['stories']} stories valid"
-        interval = f"95 % interval {low:.1%} to {high:.1%}"
-        print(f"temperature {temperature}: {valid} ({interval}), {rates['new']:.1%} new")
-
-
-def _eval_text(model: GPT, tokenizer, config: RunConfig) -> None:
-    "Loss on the held-out part of the processed data, then a few texts that the model writes."
-    data = TokenDataset(data_folder("processed", config), "valid", tokenizer)
-    sizes = (config.train.batch_size, config.train.seq_len)
-    mask = config.corpus.mask_documents
-    batches = Batches(data, *sizes, shuffle=False, epochs=1, mask_documents=mask)
-    n = batches.batches_per_epoch
-    bar = tqdm(batches, total=n, desc="evaluate", unit=" batches", disable=None, leave=False)
-    loss = evaluate(model, bar)
-    _print_loss(loss, loss * data.n_targets, data.n_bytes)
-    temperature = config.eval.temperatures[0]
-    texts = sample_stories(model, tokenizer, config.eval.show, temperature, config.eval.seed)
-    read = islice(corpus_documents(config, "train"), config.tokenizer.train_documents)
-    training_text = "\n".join(read)
-    for text in texts:
-        verdict = "copied" if text in training_text else "new"
-        print(f"\n[temperature {temperature}, {verdict}]\n{text}")
 
 # %% ../nbs/90_cli.ipynb #b227ed09
 @command
@@ -199,9 +188,9 @@ def llm_eval(
     size = f"{parameter_count(model):,} parameters"
     print(f"model       {shown(folder)}, {size}, corpus {config.corpus.source}")
     if is_tales(config):
-        _eval_tales(model, tokenizer, config)
+        report_tales(model, tokenizer, config)
     else:
-        _eval_text(model, tokenizer, config)
+        report_text(model, tokenizer, config)
 
 # %% ../nbs/90_cli.ipynb #0a4b73ac
 @command

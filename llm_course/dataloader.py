@@ -36,14 +36,15 @@ class Batches:
         self.rows = PackedRows(self.dataset.offsets, self.seq_len)
         if len(self.rows) == 0:
             raise ValueError("No document has two tokens, so there is nothing to predict.")
-        self.batches_per_epoch = math.ceil(len(self.rows) / (self.batch_size * self.world_size))
+        self.rows_per_step = self.batch_size * self.world_size
+        self.batches_per_epoch = math.ceil(len(self.rows) / self.rows_per_step)
         self.epoch = 0
-        self.step = 0
+        self.row = 0  # so many rows of the epoch are done
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        "Batch number `step` of an `epoch`, both counted from 0, for this rank."
+    def batch(self, epoch: int, row: int) -> Batch:
+        "The batch that begins at a `row` of an `epoch`, both counted from 0, for this rank."
         pieces, rows = self.rows.order(self.seed if self.shuffle else None, epoch)
-        first = (step * self.world_size + self.rank) * self.batch_size
+        first = row + self.rank * self.batch_size
         rows = rows[first : first + self.batch_size]
         batch = self.rows.fill(self.dataset.tokens, pieces, rows, self.batch_size)
         if not self.mask_documents:
@@ -56,24 +57,22 @@ class Batches:
     def __next__(self) -> Batch:
         if self.epochs is not None and self.epoch >= self.epochs:
             raise StopIteration
-        batch = self.batch(self.epoch, self.step)
-        self.step += 1
-        if self.step == self.batches_per_epoch:
+        batch = self.batch(self.epoch, self.row)
+        self.row += self.rows_per_step
+        if self.row >= len(self.rows):
             self.epoch += 1
-            self.step = 0
+            self.row = 0
         return batch
 
     def state_dict(self) -> dict[str, int]:
         "The position after the last batch handed out, and what it is a position in: plain ints."
-        position = {"epoch": self.epoch, "step": self.step, "seed": int(self.seed)}
-        rows_per_step = self.batch_size * self.world_size
-        order = {"shuffle": int(self.shuffle), "rows_per_step": rows_per_step}
-        return position | order | self.rows.contents
+        position = {"epoch": self.epoch, "row": self.row, "seed": int(self.seed)}
+        return position | {"shuffle": int(self.shuffle)} | self.rows.contents
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         "Go on from the stored position `state`, with its seed."
         check_position(state, self.state_dict())
         self.epoch = state["epoch"]
-        self.step = state["step"]
+        self.row = state["row"]
         self.seed = state["seed"]
         self.shuffle = bool(state["shuffle"])

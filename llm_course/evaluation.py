@@ -42,8 +42,8 @@ def perplexity(
     loss: float,  # mean nats a token
 ) -> float:
     """Perplexity, e to the loss: among how many equally likely tokens the model would be as unsure
-    (Jelinek et al. 1977)."""
-    return math.exp(loss)
+    (Jelinek et al. 1977). Infinity for a loss whose power no float holds."""
+    return math.exp(loss) if loss < 709 else math.inf
 
 # %% ../nbs/09_evaluation.ipynb #8b507e20
 def bits_per_byte(

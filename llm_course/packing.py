@@ -221,7 +221,7 @@ def check_sizes(
         raise ValueError(f"epochs {epochs} must be at least 1, or None for no end.")
 
 
-POSITION = ("epoch", "step", "seed", "shuffle")  # of a stored state: where the batches stand
+POSITION = ("epoch", "row", "seed", "shuffle")  # of a stored state: where the batches stand
 
 
 def check_position(
@@ -229,7 +229,7 @@ def check_position(
     own: dict[str, int],  # that of the batches which shall go on from there
 ) -> None:
     """Check a stored position: ValueError for one that lacks a part, or belongs to other data or
-    to batches of another size."""
+    to rows of another length."""
     for name, value in own.items():
         if name not in state or (name not in POSITION and state[name] != value):
             raise ValueError(

@@ -9,30 +9,40 @@ __all__ = ['base_parser', 'command', 'OpenModel', 'open_model', 'read_prompt']
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .checkpoint import find_model, load_model
-from .config import RunConfig, load_config
+from .config import RunConfig, flat_settings, load_config
 from .gpt import GPT
+from .preflight import check_device, check_sampling
 from .run_folder import read_config, resolve_checkpoint
 from .runs import shown
 from .terminal import guarded_output, interruptible, stop_code
 
 # %% ../nbs/90c_shell.ipynb #1b056534
+class _Parser(argparse.ArgumentParser):
+    "An argument parser whose complaint is one sentence."
+
+    def error(self, message: str):
+        raise ValueError(f"{message}: {self.prog} --help lists what there is.")
+
+
 def base_parser(
     name: str,  # of the command
     description: str | None,  # what it does
 ) -> argparse.ArgumentParser:
-    "Argument parser with what all commands take: --config and settings."
-    parser = argparse.ArgumentParser(prog=name, description=description)
+    "Argument parser with what all commands take: --config, --debug and settings."
+    parser = _Parser(prog=name, description=description)
     parser.add_argument(
         "--config",
         metavar="FILE",
         help="a YAML file, such as configs/train_small.yaml; default: configs/base.yaml's values",
     )
+    parser.add_argument("--debug", action="store_true", help="show where a mistake came up")
     parser.add_argument(
         "settings",
         nargs="*",
@@ -42,27 +52,45 @@ def base_parser(
     return parser
 
 # %% ../nbs/90c_shell.ipynb #e813cceb
-_MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError, KeyboardInterrupt)
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+_LIMIT = 280  # characters of a complaint
+
+
+def _complaint(error: BaseException) -> str:
+    "One sentence for an error; one that nobody expected also says how to see where it came up."
+    kind = type(error).__name__
+    text = " ".join(str(error).split()) or kind
+    end = ""
+    if not isinstance(error, _MISTAKES):
+        text = f"{kind}: {text}".removesuffix(".")
+        end = "; --debug shows where."
+    room = _LIMIT - len(end)
+    if len(text) > room:
+        text = f"{text[: room // 2 - 2]} … {text[2 - room // 2 :]}"
+    return text + end
 
 
 def command(
     function: Callable,  # of argv; returns an exit code, or None for 0
 ) -> Callable:
-    "Shell command, a decorator: mistakes become one sentence and exit code 2, a stop signal its own."
+    "Shell command, a decorator: an error becomes one sentence and exit code 2, a stop signal its own."
 
     @wraps(function)
     def run(argv: list[str] | None = None) -> int:
+        words = sys.argv[1:] if argv is None else argv
         with guarded_output():
             try:
                 with interruptible():
-                    code = function(sys.argv[1:] if argv is None else argv) or 0
+                    code = function(words) or 0
                     sys.stdout.flush()
                 return code
             except BrokenPipeError:  # the reader of our output has gone, as in `llm_generate | head`
                 return 0
-            except _MISTAKES as error:
+            except (Exception, KeyboardInterrupt) as error:
                 code = stop_code(error)
-                sentence = " ".join(str(error).split()) if code is None else "interrupted"
+                if code is None and "--debug" in words:
+                    traceback.print_exception(error)
+                sentence = _complaint(error) if code is None else "interrupted"
                 print(f"{function.__name__}: {sentence}", file=sys.stderr)
                 return code or 2
 
@@ -82,6 +110,26 @@ class OpenModel(NamedTuple):
     words: list[str]    # arguments that are no setting: prompts
 
 
+def _check_shape(folder: Path, config: RunConfig, settings: list[str]) -> None:
+    "Refuse to change the shape of a model that is there."
+    own = flat_settings(load_config(folder / "config.yaml"))
+    for setting in settings:
+        name = setting.partition("=")[0]
+        if name.startswith("model.") and flat_settings(config)[name] != own[name]:
+            raise ValueError(f"{setting}: {shown(folder)} has {name}={own[name]}; leave it out.")
+
+
+def _find_device(config: RunConfig, is_own: bool, name: str) -> None:
+    "Use the CPU where the device that a model was trained on is not there, and say so."
+    try:
+        check_device(config.train.device)
+    except ValueError as error:
+        if not is_own:
+            raise
+        print(f"{name}: trained on another machine, {error} The CPU is used.", file=sys.stderr)
+        config.train.device = "cpu"
+
+
 def open_model(
     parser: argparse.ArgumentParser,  # `base_parser`'s; it gets --model
     argv: list[str],                  # what a person typed
@@ -98,9 +146,13 @@ def open_model(
     folder = resolve_checkpoint(args.model or find_model(None))
     read_config(folder)  # refused where it is damaged
     config = load_config(args.config or folder / "config.yaml", settings)
+    _check_shape(folder, config, settings)
+    is_own = args.config is None and not any(s.startswith("train.device=") for s in settings)
+    _find_device(config, is_own, parser.prog)
     model, tokenizer = load_model(folder, config.train.device)
     if tokenizer is None:
         raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
+    check_sampling(config, tokenizer.vocab_size)
     return OpenModel(model, tokenizer, config, folder, words)
 
 # %% ../nbs/90c_shell.ipynb #7fe80c19

@@ -142,7 +142,7 @@ def test_bad_corpus(shell):
     ("arguments", "sentence"),
     [
         (["train.max_stpes=3"], "did you mean 'train.max_steps'"),
-        (["train.max_steps=soon"], "could not be converted to Integer"),
+        (["train.max_steps=soon"], "train.max_steps cannot be set: it must be a whole number"),
         (["--config", "nothing.yaml"], "no config at"),
         (["model.d_model=30"], "d_model"),
         (["train.optimizer=adamw", "train.muon_lr=0.01"], "has no Muon"),
