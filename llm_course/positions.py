@@ -62,8 +62,9 @@ def alibi_slopes(
     """ALiBi's slopes: how much each head takes off a score for each token of distance (Press et
     al. 2022). A falling series for a power of two; the rest is every second of the next one."""
     power = 2 ** floor(log2(n_heads))  # the largest power of two that fits
-    first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1))
-    between = 2.0 ** (-8.0 / power * (torch.arange(power) + 0.5))
+    heads = torch.arange(power, dtype=torch.float32)
+    first = 2.0 ** (-8.0 / power * (heads + 1))
+    between = 2.0 ** (-8.0 / power * (heads + 0.5))
     return torch.cat((first, between))[:n_heads]
 
 
@@ -95,7 +96,8 @@ def sinusoidal_positions(
             f"so d_model must be even, not {d_model}."
         )
     positions = torch.arange(max_seq_len, dtype=torch.float32)[:, None]
-    angles = positions * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)  # (T, C/2)
+    pairs = torch.arange(0, d_model, 2, dtype=torch.float32)
+    angles = positions * 10000.0 ** (-pairs / d_model)  # (T, C/2)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (T, C)
 
 
