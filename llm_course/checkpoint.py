@@ -21,7 +21,6 @@ from torch import nn
 
 from .context import unwrap
 from llm_course.files import (
-    atomic_file,
     atomic_folder,
     check_sums,
     sync_folder,
@@ -30,6 +29,7 @@ from llm_course.files import (
 )
 from .formats import load_tokenizer
 from .gpt import GPT
+from .locks import lock_folder
 from .model_config import GPTConfig
 from llm_course.run_folder import (
     best_checkpoint,
@@ -37,6 +37,7 @@ from llm_course.run_folder import (
     read_config,
     remove_checkpoint,
     resolve_checkpoint,
+    write_latest,
 )
 from llm_course.run_state import (
     check_parts,
@@ -46,6 +47,7 @@ from llm_course.run_state import (
     set_rng_state,
     unique_state_dict,
 )
+from .seals import seal_text
 from .sources import project_root
 
 # %% ../nbs/07b_checkpoint.ipynb #c99a23c3
@@ -64,16 +66,18 @@ def _sections(config) -> dict:
     return sections
 
 
-def _write_config(path: Path, step: int, model: nn.Module, config, valid_loss) -> None:
-    sections: dict[str, Any] = {"format": 2, "step": step}
+def _write_config(folder: Path, step: int, model: nn.Module, config, valid_loss) -> None:
+    "Write `config.yaml` when all other files of a checkpoint are there."
+    sections: dict[str, Any] = {"format": 3, "step": step}
     if valid_loss is not None:
         sections["valid_loss"] = float(valid_loss)
-    sections |= _sections(config)
+    sections = sections | _sections(config) | sections
     shape = getattr(unwrap(model), "config", None)
     if is_dataclass(shape):
         sections["model"] = _plain(shape)
+    sections["sums"] = write_sums(folder, leave_out=("config.yaml",))
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_bytes(seal_text(text).encode("utf-8"))
 
 # %% ../nbs/07b_checkpoint.ipynb #a44344ba
 def _check_tokenizer(model: nn.Module, tokenizer) -> None:
@@ -121,45 +125,42 @@ def save_checkpoint(
     checkpoints before it whole.
 
     Raises ValueError for a model whose parts were replaced, a tokenizer with more tokens than the
-    model, or a `keep` below 1, OSError for a full disk."""
+    model, or a `keep` below 1, OSError for a full disk, BlockingIOError while another process
+    writes this run."""
     check_parts(model)
     _check_tokenizer(model, tokenizer)
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}; it must be at least 1, or None to keep all.")
     run = Path(run)
     final = run / f"step-{step:07d}"
-    run.mkdir(parents=True, exist_ok=True)
-    sync_folder(run.parent)
-    tidy_folder(run)  # what a killed process left
-    try:
-        with atomic_folder(final) as folder:
-            weights = unique_state_dict(model)
-            weights = {name: x.contiguous() for name, x in weights.items()}
-            save_file(weights, folder / "model.safetensors")
-            if tokenizer is not None:
-                tokenizer.save(folder)
-            if optimizer is not None or batches is not None:
-                path = folder / "training" / "state.pt"
-                _write_training(path, step, optimizer=optimizer, batches=batches)
-            write_sums(folder, leave_out=("config.yaml",))  # to which a person may add notes
-            _write_config(folder / "config.yaml", step, model, config, valid_loss)
-    except (RuntimeError, SafetensorError) as error:  # a full disk, as these libraries tell it
-        raise OSError(
-            f"{final} was not saved ({error}): is the disk full? Checkpoints before it are whole."
-        ) from error
-    with atomic_file(run / "latest") as file:
-        file.write(f"{final.name}\n".encode())
-    if keep is not None:
-        _prune(final, keep)
+    with lock_folder(run):
+        run.mkdir(exist_ok=True)
+        sync_folder(run.parent)
+        tidy_folder(run)  # what a killed process left
+        try:
+            with atomic_folder(final) as folder:
+                weights = unique_state_dict(model)
+                weights = {name: x.contiguous() for name, x in weights.items()}
+                save_file(weights, folder / "model.safetensors")
+                if tokenizer is not None:
+                    tokenizer.write(folder)
+                if optimizer is not None or batches is not None:
+                    path = folder / "training" / "state.pt"
+                    _write_training(path, step, optimizer=optimizer, batches=batches)
+                _write_config(folder, step, model, config, valid_loss)
+        except (RuntimeError, SafetensorError) as error:  # a full disk, as these libraries tell it
+            raise OSError(
+                f"{final} was not saved ({error}): is the disk full? Checkpoints before it are "
+                f"whole."
+            ) from error
+        write_latest(final)
+        if keep is not None:
+            _prune(final, keep)
     return final
 
 # %% ../nbs/07b_checkpoint.ipynb #e9879a7e
 def _read_state(path: Path) -> dict:
     "A training state as tensors and plain values. Code in it is never run (`weights_only=True`)."
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: this checkpoint can write text, but cannot go on training."
-        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage: RuntimeError, EOFError, KeyError, UnpicklingError, …
@@ -173,9 +174,14 @@ def _read_state(path: Path) -> dict:
     return state
 
 
-def _load_training(path: Path, **parts) -> None:
+def _load_training(path: Path, step: int, **parts) -> None:
     "Hand the stored states to the parts that want them, and put the random generators back."
     state = _read_state(path)
+    if state["step"] != step:
+        raise ValueError(
+            f"{path} is of step {state['step']}, its config.yaml of step {step}: they belong to "
+            f"two checkpoints, use another one."
+        )
     for name, part in parts.items():
         if part is None:
             continue
@@ -206,13 +212,18 @@ def load_checkpoint(
 
     Raises FileNotFoundError or ValueError naming the file."""
     folder = resolve_checkpoint(folder)
-    step = read_config(folder)["step"]
+    config = read_config(folder)
+    step = config["step"]
     only_weights = optimizer is None and batches is None
-    check_sums(folder, skip=("training/",) if only_weights else ())
+    names = check_sums(folder, config.get("sums"), ("training/",) if only_weights else ())
     weights = read_weights(model, folder / "model.safetensors")
     if not only_weights:
         path = folder / "training" / "state.pt"
-        _load_training(path, batches=batches, optimizer=optimizer)
+        if "training/state.pt" not in names:
+            raise FileNotFoundError(
+                f"{path} does not exist: this checkpoint can write text, but cannot go on training."
+            )
+        _load_training(path, step, batches=batches, optimizer=optimizer)
     load_weights(model, weights)
     return step
 
@@ -250,10 +261,10 @@ def load_model(
 
     Raises FileNotFoundError or ValueError naming the file."""
     folder = resolve_checkpoint(bundled_model() if folder is None else folder)
-    section: Any = read_config(folder).get("model")
-    check_sums(folder, skip=("training/",))
+    config: Any = read_config(folder)
+    names = check_sums(folder, config.get("sums"), skip=("training/",))
     try:
-        model = GPT(GPTConfig(**section))
+        model = GPT(GPTConfig(**config.get("model")))
     except TypeError as error:
         raise ValueError(
             f"{folder / 'config.yaml'} describes no GPT that this version knows ({error}): "
@@ -261,7 +272,7 @@ def load_model(
         ) from None
     load_weights(model, read_weights(model, folder / "model.safetensors"))
     tokenizer = None
-    if (folder / "tokenizer_kind.json").is_file():
+    if "tokenizer_kind.json" in names:
         tokenizer = load_tokenizer(folder)
     _check_tokenizer(model, tokenizer)
     return model.to(device).eval(), tokenizer

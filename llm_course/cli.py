@@ -7,6 +7,7 @@ __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate']
 
 # %% ../nbs/90_cli.ipynb #8a959baf
 import random
+import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from .evaluation import bits_per_byte, perplexity, sample_stories
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
+from .locks import lock_folder
 from .measure import evaluate
 from .optim import make_optimizer
 from llm_course.runs import (
@@ -38,6 +40,7 @@ from llm_course.runs import (
 from .sampling import generate_text
 from .shell import base_parser, command, open_model, read_prompt
 from .statistics import floor_gap, judge_stories, story_rates
+from .terminal import steady_output, stop_signals
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
@@ -50,6 +53,7 @@ def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
 
 
 @command
+@steady_output()
 def llm_tokenize(
     argv: list[str],  # the words behind the command's name
 ) -> None:
@@ -57,7 +61,8 @@ def llm_tokenize(
     data/processed/NAME. Stopped and run again, it goes on."""
     args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
     config = load_config(args.config, args.settings)
-    tokenizer = get_tokenizer(config)
+    with lock_folder(data_folder("tokenizer", config)):
+        tokenizer = get_tokenizer(config)
     folder = data_folder("processed", config)
     for split in ("train", "valid"):
         there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
@@ -74,6 +79,7 @@ def llm_tokenize(
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
 @command
+@steady_output()
 def llm_train(
     argv: list[str],  # the words behind the command's name
 ) -> int:
@@ -103,19 +109,19 @@ def llm_train(
     )
     batches = pack(data, seed=settings.seed)
     valid = pack(held_out, epochs=1)
-    start = start_or_resume(run, model, optimizer, batches, args.resume, args.fresh)
     epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
-    print(
-        f"model       {parameter_count(model):,} parameters, from step {start:,} to "
-        f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
-    )
-    stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
-    print_results(run, config, start, token_floor(config, data))
-    if not stopped:
-        return 0
-    again = [word for word in argv if word not in ("--fresh", "--resume")]
-    print(f"stopped; to go on: {' '.join(['llm_train', *again, '--resume'])}")
-    return 130
+    with lock_folder(run), stop_signals() as signals:
+        start = start_or_resume(run, model, optimizer, batches, args.resume, args.fresh)
+        print(
+            f"model       {parameter_count(model):,} parameters, from step {start:,} to "
+            f"{settings.max_steps:,}, about {epochs:.2f} epochs of {data.n_targets:,} targets"
+        )
+        stopped = fit(run, config, model, tokenizer, optimizer, batches, valid, start)
+        print_results(run, config, start, token_floor(config, data))
+        if stopped:
+            again = [word for word in argv if word not in ("--fresh", "--resume")]
+            print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
+    return 128 + signals[0] if signals else 0
 
 # %% ../nbs/90_cli.ipynb #ce55dde2
 def _print_loss(loss: float, total_nats: float, n_bytes: int) -> None:

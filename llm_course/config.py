@@ -161,7 +161,7 @@ def _check_keys(given: DictConfig, origin: str, prefix: str = "") -> None:
         _check_keys(given[key], origin, f"{name}.")
 
 # %% ../nbs/90a_config.ipynb #f0bee514
-_OF_A_CHECKPOINT = ("format", "step", "valid_loss")  # its config.yaml is a config too
+_OF_A_CHECKPOINT = ("format", "step", "valid_loss", "sums", "sha256")  # its config.yaml is a config too
 
 
 def _read_yaml(path: Path, seen: tuple = ()) -> DictConfig:

@@ -6,6 +6,7 @@
 __all__ = ['start_or_resume', 'fit', 'print_results']
 
 # %% ../nbs/90d_fit.ipynb #90d0f003
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from llm_course.run_folder import (
 )
 from .runs import plot_run, shown
 from .sampling import generate_text
-from .shell import stop_signals
+from .terminal import stop_signals
 from .throughput import NonFiniteLossError
 from .track import Tracker, read_metrics
 from .training import train
@@ -60,13 +61,11 @@ def start_or_resume(
         remove_checkpoint(path)
     return 0
 
-
-def _is_best(run: Path, valid_loss: float | None) -> bool:
-    "Whether a validation loss is below that of each checkpoint of the run."
-    if valid_loss is None:
-        return False
+# %% ../nbs/90d_fit.ipynb #90d0f011
+def _lowest_loss(run: Path) -> float:
+    "The lowest validation loss that a run has a checkpoint of; infinity where there is none."
     best = best_checkpoint(run)
-    return best is None or valid_loss < read_config(best)["valid_loss"]
+    return math.inf if best is None else read_config(best)["valid_loss"]
 
 # %% ../nbs/90d_fit.ipynb #dc903cd9
 def _sample(config: RunConfig, model: GPT, tokenizer, step: int) -> str | None:
@@ -113,17 +112,22 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start)
     bar = tqdm(total=last, initial=start, unit=" steps", disable=None)
     tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
     save = partial(save_checkpoint, config=config, keep=config.keep)
+    lowest = _lowest_loss(run)
     with tracker, stop_signals() as stopped, bar:
         for metrics in train(model, batches, config.train, optimizer, valid, start):
             step = metrics.step
             text = _sample(config, model, tokenizer, step)
             tracker.log(metrics, sample=text)
             _show(bar, metrics, text)
+            loss = metrics.valid_loss
             is_due = step == last or step % config.save_every == 0
-            if stopped or is_due or _is_best(run, metrics.valid_loss):
-                loss = metrics.valid_loss
+            is_best = loss is not None and loss < lowest
+            is_stop = bool(stopped)  # asked once: what comes later is for the next step
+            if is_stop or is_due or is_best:
                 save(run, step, model, tokenizer, optimizer, batches, valid_loss=loss)
-            if stopped:
+            if is_best:
+                lowest = loss
+            if is_stop:
                 return step < last
     return False
 
@@ -138,7 +142,8 @@ def fit(
     valid: Batches,     # held out
     start: int,         # steps that were already made
 ) -> bool:              # True when a signal stopped it before its last step
-    """Training run: train with a progress bar, log each step, save checkpoints.
+    """Training run: train with a progress bar, log each step, save checkpoints. A stop signal ends
+    it when the step is made and saved; in a block of `stop_signals`, they are that block's.
 
     Raises FloatingPointError, and says where to return, before a step that would harm the model."""
     try:

@@ -13,10 +13,11 @@ from pathlib import Path
 import tiktoken
 
 from .bpe import BPETokenizer
-from .files import atomic_file
+from .files import atomic_file, whole_folder
 from .foreign import HFTokenizer, SentencePieceTokenizer
 from .interface import CharTokenizer, Tokenizer
 from .merges import read_gpt2_files, spell, unspell
+from .seals import open_json
 from .texts import PATTERNS, utf8
 from .tokenizer import bpe_vocabulary
 
@@ -224,13 +225,18 @@ def _read_folder(folder: Path) -> Tokenizer:
             if (folder / name).is_file():
                 return read(folder / name)
     facts = json.loads(kind_file.read_bytes())
-    if facts["format"] != 2:
-        raise ValueError(f"its format is {facts['format']}, and this version reads format 2")
+    if facts["format"] != 3:
+        raise ValueError(f"its format is {facts['format']}, and this version reads format 3")
+    facts = open_json(kind_file)
     if facts["kind"] not in KINDS:
         raise ValueError(f"its kind {facts['kind']!r} is none of {', '.join(KINDS)}")
     cls = KINDS[facts["kind"]]
     names = (kind_file.name, *cls.file_names)
-    return cls.from_files({name: (folder / name).read_bytes() for name in names})
+    files = {name: (folder / name).read_bytes() for name in names}
+    for name in cls.file_names:
+        if hashlib.sha256(files[name]).hexdigest() != facts["sums"][name]:
+            raise ValueError(f"its {name} is not as it was saved")
+    return cls.from_files(files)
 
 
 def load_tokenizer(
@@ -239,7 +245,7 @@ def load_tokenizer(
     """Read a saved tokenizer. Raises FileNotFoundError where a file is missing, ValueError where
     one is damaged, or was written by version 0.1."""
     try:
-        return _read_folder(Path(folder))
+        return _read_folder(whole_folder(folder))
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename).name
         raise FileNotFoundError(

@@ -6,6 +6,7 @@
 __all__ = ['Tokenizer', 'CharTokenizer', 'decode_stream']
 
 # %% ../nbs/01f_interface.ipynb #01f-imports
+import hashlib
 import json
 import operator
 from abc import ABC, abstractmethod
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import atomic_file
+from .files import atomic_file, atomic_folder
+from .seals import seal_json
 from llm_course.texts import (
     END_OF_TEXT,
     check_special_tokens,
@@ -95,18 +97,35 @@ class Tokenizer(ABC):
         "The tokenizer that these `files` make, name → content."
 
     def _kind_file(self, **facts) -> dict[str, bytes]:
-        facts = {"format": 2, "kind": self.kind, **facts}
+        facts = {"format": 3, "kind": self.kind, **facts}
         text = json.dumps(facts, ensure_ascii=False, indent=1)
         return {"tokenizer_kind.json": utf8(text + "\n")}
 
-    def save(self, folder: str | Path) -> Path:
-        "Write the files into `folder`, from which `load_tokenizer` reads an equal tokenizer."
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files().items():
-            with atomic_file(folder / name) as file:
+    def write(
+        self,
+        folder: str | Path,         # it must exist, and nobody may rely on it yet
+        about: dict | None = None,  # plain values to be kept with it, such as where it comes from
+    ) -> None:
+        "Write the files one by one, with their sums; a stop in between leaves some of them."
+        files = self.files()
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        facts = json.loads(files["tokenizer_kind.json"])
+        del sums["tokenizer_kind.json"]
+        files["tokenizer_kind.json"] = seal_json({**facts, "about": about, "sums": sums})
+        for name, content in files.items():
+            with atomic_file(Path(folder) / name) as file:
                 file.write(content)
-        return folder
+
+    def save(
+        self,
+        folder: str | Path,         # made where it is missing; other files in it stay
+        about: dict | None = None,  # plain values to be kept with it, such as where it comes from
+    ) -> Path:                      # the folder
+        """Save the tokenizer, whole or not at all: `load_tokenizer` reads an equal one. Raises
+        BlockingIOError while another process writes the same folder."""
+        with atomic_folder(folder, keep=True) as new:
+            self.write(new, about)
+        return Path(folder)
 
     def __eq__(self, other):
         return type(self) is type(other) and self.files() == other.files()

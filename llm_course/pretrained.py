@@ -18,6 +18,7 @@ from torch import Tensor
 from .bpe import BPETokenizer
 from .context import unwrap
 from .families import FAMILIES
+from .files import atomic_folder
 from .foreign import HFTokenizer, SentencePieceTokenizer
 from .formats import from_gpt2, load_tokenizer, to_hf
 from .gpt import GPT
@@ -169,7 +170,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     "Our own files, from which the equal tokenizer is read, and those that transformers reads."
-    tokenizer.save(folder)
+    tokenizer.write(folder)
     if isinstance(tokenizer, BPETokenizer):
         to_hf(tokenizer, folder / "tokenizer.json")
     if not isinstance(tokenizer, (BPETokenizer, HFTokenizer)):
@@ -182,27 +183,24 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
 
 # %% ../nbs/11_pretrained.ipynb #08dfd74c
 def to_pretrained(
-    folder: str | Path,  # made where it is missing
+    folder: str | Path,  # made where it is missing; a model in it is replaced, other files stay
     model: GPT,  # compiled or not
     tokenizer: Any = None,  # its files stand beside the weights; None: no files
 ) -> Path:  # the folder
     """Pretrained model for the Hugging Face world: a folder that
     `transformers.AutoModelForCausalLM` loads with the same logits. ValueError where no family
-    expresses the model, or its parts were replaced.
+    expresses the model, or its parts were replaced. The folder appears whole or not at all.
 
     Needs memory for one more copy of the weights. `AutoTokenizer` reads a BPETokenizer and an
     HFTokenizer; the other kinds are for this course alone."""
     check_parts(model)
-    folder = Path(folder)
     inner: Any = unwrap(model)
     config, weights = _one_epsilon(inner)
     kind = choose_family(config)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for entry in weight_map(inner, kind):
         rows = entry.rows_of(weights[entry.ours])
         tensors[entry.theirs] = rows.clone(memory_format=torch.contiguous_format)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     eos_id = None if tokenizer is None else tokenizer.eos_id
     hf = config_to_hf(config, kind) | {
         "torch_dtype": str(inner.embedding.weight.dtype).removeprefix("torch."),
@@ -210,7 +208,12 @@ def to_pretrained(
         "eos_token_id": eos_id,
         "pad_token_id": None,
     }
-    _write_json(folder / "config.json", hf)
-    if tokenizer is not None:
-        _write_tokenizer(folder, tokenizer)
-    return folder
+    with atomic_folder(folder, keep=True) as new:
+        for pattern in (*_HUB_FILES, "generation_config.json"):  # another model's
+            for left in new.glob(pattern):
+                left.unlink()
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        _write_json(new / "config.json", hf)
+        if tokenizer is not None:
+            _write_tokenizer(new, tokenizer)
+    return Path(folder)

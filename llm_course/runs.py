@@ -7,7 +7,6 @@ __all__ = ['is_tales', 'run_name', 'data_folder', 'shown', 'corpus_documents', '
            'plot_run', 'bundle']
 
 # %% ../nbs/90b_runs.ipynb #90b0c003
-import json
 import re
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from .interface import CharTokenizer
 from .run_folder import read_config, resolve_checkpoint
 from .sources import load_documents, project_root
 from .tokenfiles import TokenDataset
-from .track import read_metrics
+from .track import metrics_line, read_metrics
 from .viz import plot_loss
 
 # %% ../nbs/90b_runs.ipynb #5d6888b4
@@ -201,10 +200,10 @@ def bundle(
     records = []
     for record in read_metrics(run):
         if record["step"] % 10 == 0 or "valid_loss" in record:
-            records.append(json.dumps(record) + "\n")
+            records.append(metrics_line(record))
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(folder) as new:
         saved = save_checkpoint(temporary, step, model.bfloat16(), tokenizer, config=config)
         shutil.copytree(saved, new, dirs_exist_ok=True)
         shutil.copy(Path(run) / "loss.png", new)
-        (new / "metrics.jsonl").write_text("".join(records), encoding="utf-8")
+        (new / "metrics.jsonl").write_bytes(b"".join(records))
     return Path(folder)

@@ -7,7 +7,6 @@ __all__ = ['made_from', 'write_shards', 'JoinedShards', 'open_shards']
 
 # %% ../nbs/06c_shards.ipynb #5a4d0001
 import hashlib
-import json
 import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import atomic_file, sha256_of
+from .seals import open_json, seal_json
 
 # %% ../nbs/06c_shards.ipynb #26f6315b
 def _add(document: str | np.ndarray, source_sum) -> int:
@@ -77,7 +77,7 @@ def _write_shard(
 def _finished_shards(folder: Path, kind: dict) -> list[dict]:
     "What an earlier call finished before it was stopped; what is of another kind is thrown away."
     try:
-        progress = json.loads((folder / "shards.json").read_text(encoding="utf-8"))
+        progress = open_json(folder / "shards.json")
     except (FileNotFoundError, ValueError):
         progress = {}
     if progress.get("kind") == kind:
@@ -112,7 +112,7 @@ def write_shards(
             path = folder / f"{len(shards):05d}"
             shards.append(_write_shard(path, chain([row], rows), limit))
             with atomic_file(folder / "shards.json") as file:
-                file.write(json.dumps({"kind": kind, "shards": shards}, indent=1).encode())
+                file.write(seal_json({"kind": kind, "shards": shards}))
         if not shards:
             raise ValueError(f"there are no documents to write to {folder}: check the source.")
     finally:

@@ -15,6 +15,8 @@ import numpy as np
 
 from .files import atomic_file
 from .formats import fingerprint
+from .locks import lock_folder
+from .seals import open_json, seal_json
 from .shards import made_from, open_shards, write_shards
 
 # %% ../nbs/06a_tokenfiles.ipynb #9585f508
@@ -31,17 +33,18 @@ def read_meta(
         )
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        known = {"format", "dtype", "vocab_size", "tokenizer", "splits"} <= set(meta)
-    except (ValueError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"{path} is damaged: write the tokens again.")
-    if meta["format"] != 4:
+        found = meta["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = None
+    if isinstance(found, int) and found != 5:
         raise ValueError(
-            f"{path} has format {meta['format']}, this version of llm_course reads format 4: "
+            f"{path} has format {found}, this version of llm_course reads format 5: "
             f"write the tokens again."
         )
-    return meta
+    try:
+        return open_json(path)
+    except ValueError:
+        raise ValueError(f"{path} is damaged: write the tokens again.") from None
 
 
 def _found_meta(folder: Path, meta: dict) -> dict:
@@ -55,7 +58,7 @@ def _found_meta(folder: Path, meta: dict) -> dict:
 def _new_meta(vocab_size: int, tokenizer) -> dict:
     "The meta of a folder in which this tokenizer has written no split yet."
     return {
-        "format": 4,
+        "format": 5,
         "dtype": "uint16" if vocab_size <= 2**16 else "uint32",
         "vocab_size": vocab_size,
         "tokenizer": None if tokenizer is None else fingerprint(tokenizer),
@@ -80,6 +83,7 @@ def _write_split(
     documents: Iterator,
     encode: Callable[[Iterator], Iterator[np.ndarray]] | None,  # None: they are rows of ids
     shard_tokens: int,
+    about: dict | None,
 ) -> dict:  # what meta.json now holds
     "Write the shards of a split, let meta.json name them, then delete those that they replace."
     work, replaced = _two_folders(folder, split, meta)
@@ -93,10 +97,11 @@ def _write_split(
         "documents": sum(shard["documents"] for shard in shards),
         "tokens": sum(shard["tokens"] for shard in shards),
         "bytes": sum(shard["source_bytes"] for shard in shards) if encode else None,
+        "about": about,
         "shards": shards,
     }
     with atomic_file(folder / "meta.json") as file:
-        file.write(json.dumps(meta, indent=1).encode() + b"\n")
+        file.write(seal_json(meta))
     (work / "shards.json").unlink()
     shutil.rmtree(replaced, ignore_errors=True)
     return meta
@@ -115,12 +120,13 @@ def write_tokens(
     tokenizer,  # any of the course's tokenizers
     split: str = "train",  # the files' name
     shard_tokens: int = 1 << 24,  # a shard is closed when it has this many ids
+    about: dict | None = None,  # plain values to be kept with the split, such as its source
 ) -> dict:  # what meta.json now holds
     """Tokenize documents into shards of ids. Called again after a stop, with the same documents,
     it goes on. Splits of another tokenizer are forgotten: their ids mean something else.
 
     Raises TypeError for one str, ValueError for no documents or a tokenizer without `eos_id`,
-    OSError for a full disk."""
+    OSError for a full disk, BlockingIOError while another process writes this folder."""
     if isinstance(documents, str):
         raise TypeError("documents is one str: pass an iterable of documents, such as [text].")
     if tokenizer.eos_id is None:
@@ -133,7 +139,9 @@ def write_tokens(
         for ids in tokenizer.encode_batch(texts):
             yield _with_ends(ids, tokenizer.eos_id, meta["dtype"])
 
-    return _write_split(Path(folder), split, meta, iter(documents), encode, shard_tokens)
+    with lock_folder(folder):
+        rows = iter(documents)
+        return _write_split(Path(folder), split, meta, rows, encode, shard_tokens, about)
 
 # %% ../nbs/06a_tokenfiles.ipynb #2d780ae2
 class TokenDataset:
@@ -164,10 +172,12 @@ class TokenDataset:
                 f"{path} was written with another tokenizer than {tokenizer!r}: write the tokens "
                 f"again with this one, or load the one they were written with."
             )
-        self.n_tokens = found["tokens"]
-        self.n_bytes = found["bytes"]  # of the texts; None where ids were written
-        self.n_targets = self.n_tokens - found["documents"]  # every token but each document's first
         self.tokens, self.offsets = open_shards(path, found["shards"], self.meta["dtype"], verify)
+        self.n_tokens = found["tokens"]
+        if (len(self), self.offsets[-1]) != (found["documents"], self.n_tokens):
+            raise ValueError(f"{folder}: meta.json counts wrongly, write the tokens again.")
+        self.n_bytes = found["bytes"]  # of the texts; None where ids were written
+        self.n_targets = self.n_tokens - len(self)  # every token but each document's first
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -217,12 +227,14 @@ def write_ids(
     tokenizer=None,  # that made the ids, so that others can be refused; None: nobody knows
     split: str = "train",  # the files' name
     shard_tokens: int = 1 << 24,  # a shard is closed when it has this many ids
+    about: dict | None = None,  # plain values to be kept with the split, such as its source
 ) -> dict:  # what meta.json now holds
     """Write ids that exist already, such as a nanoGPT `.bin`, as `write_tokens` writes texts. With
     an `eos_id`, each document gets one at both ends, wherever the arrays had theirs; without, a
     document is as its array is.
 
-    Raises ValueError for what is no row of ids below `vocab_size`, OSError for a full disk."""
+    Raises ValueError for what is no row of ids below `vocab_size`, OSError for a full disk,
+    BlockingIOError while another process writes this folder."""
     meta = _new_meta(vocab_size, tokenizer)
     if eos_id is not None:
         _check_ids(np.array([eos_id]), vocab_size)
@@ -238,7 +250,8 @@ def write_ids(
                 for document in _between_eos(ids, eos_id):
                     yield _with_ends(document, eos_id, meta["dtype"])
 
-    return _write_split(Path(folder), split, meta, rows(), None, shard_tokens)
+    with lock_folder(folder):
+        return _write_split(Path(folder), split, meta, rows(), None, shard_tokens, about)
 
 # %% ../nbs/06a_tokenfiles.ipynb #aa80b0ff
 def is_written(

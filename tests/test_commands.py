@@ -160,7 +160,7 @@ def test_a_run_of_an_older_version_is_refused_with_one_sentence(tokenized, strai
     old = tokenized.folder / "old"
     shutil.copytree(straight / steps(straight)[-1], old)
     config = (old / "config.yaml").read_text()
-    (old / "config.yaml").write_text(config.replace("format: 2", "format: 1", 1))
+    (old / "config.yaml").write_text(config.replace("format: 3", "format: 1", 1))
     for command in ("llm_generate", "llm_eval"):
         assert "has format 1" in tokenized.refused(command, "--model", old)
 

@@ -16,6 +16,7 @@ from conftest import wait_for
 
 from llm_course.bpe import BPETokenizer
 from llm_course.interface import CharTokenizer
+from llm_course.seals import seal_json
 from llm_course.sources import load_documents
 from llm_course.tokenfiles import TokenDataset, is_written, write_tokens
 
@@ -136,7 +137,7 @@ def test_a_finished_split_is_not_tokenized_again(shell):
     assert shell.ok(*tokenize).count("already in") == 2
     meta = json.loads((folder / "meta.json").read_text())
     del meta["splits"]["valid"]  # as a stop while the held-out documents are written leaves it
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_bytes(seal_json(meta))
     shutil.rmtree(next(folder.glob("valid-*")))
     assert shell.ok(*tokenize).count("already in") == 1
     assert files(folder) == whole and times() == written
@@ -149,8 +150,8 @@ def test_token_files_of_an_older_version_are_refused_and_written_again(tmp_path)
     write_tokens(tmp_path, texts, tokenizer)
     path = tmp_path / "meta.json"
     new = path.read_text()
-    path.write_text(new.replace('"format": 4', '"format": 3'))
-    with pytest.raises(ValueError, match="has format 3, this version of llm_course reads format 4"):
+    path.write_text(new.replace('"format": 5', '"format": 3'))
+    with pytest.raises(ValueError, match="has format 3, this version of llm_course reads format 5"):
         TokenDataset(tmp_path)
     assert not is_written(tmp_path, texts, tokenizer)
     write_tokens(tmp_path, texts, tokenizer)
