@@ -8,12 +8,13 @@ __all__ = ['RopeScaling', 'interleaved_to_halves', 'alibi_slopes', 'alibi_bias',
 
 # %% ../nbs/03a_positions.ipynb #pos-imports
 from dataclasses import dataclass
-from math import floor, log2, pi
+from math import floor, inf, log2, pi
 
 import torch
 from torch import Tensor, nn
 
 from .attention import causal_mask
+from .strangers import damage_told
 
 # %% ../nbs/03a_positions.ipynb #b562c149
 @dataclass
@@ -28,8 +29,12 @@ class RopeScaling:
     original_max_seq_len: int = 8192  # tokens, the length of the first training
 
     def __post_init__(self):
-        ordered = 0 < self.low_freq_factor < self.high_freq_factor
-        if not ordered or self.factor < 1 or self.original_max_seq_len < 1:
+        with damage_told("rope_scaling", "give it numbers"):
+            ordered = 0 < self.low_freq_factor < self.high_freq_factor < inf
+            least = min(self.factor, self.original_max_seq_len)
+            largest = max(self.factor, self.original_max_seq_len)
+            is_right = ordered and 1 <= least and largest < inf
+        if not is_right:
             raise ValueError(
                 f"{self} is no scaling: it needs factor >= 1, 0 < low_freq_factor < "
                 "high_freq_factor, and a length above 0."
