@@ -199,8 +199,8 @@ def check_weights(
     family: Family,  # whose `ignored_tensors` may be left over
     tied: bool,  # whether lm_head is the embedding
 ) -> None:
-    """Check of names and shapes. ValueError that names every tensor that is missing, left over, or
-    of a wrong shape."""
+    """Check of names and shapes. ValueError that names the tensors that are missing, left over, or
+    of a wrong shape: five of them, and how many more."""
     ignored = family.ignored_tensors
     if tied:
         ignored = (*ignored, r"^lm_head\.weight$")

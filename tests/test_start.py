@@ -174,7 +174,8 @@ def test_train_wakes_a_model_whose_evaluation_was_stopped():
         evaluate(model, batches())
     hook.remove()
     assert all(module.training for module in model.modules())
-    stream = train(model, batches(), CONFIG, valid=batches()[:2])
-    for metrics in stream:
+    valid_losses = []
+    for metrics in train(model, batches(), CONFIG, valid=batches()[:2]):
         assert all(module.training for module in model.modules())
-    assert metrics.valid_loss is not None
+        valid_losses.append(metrics.valid_loss)
+    assert valid_losses[-1] is not None
