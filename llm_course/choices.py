@@ -12,7 +12,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .block import MLP, Block, RMSNorm
 from .heads import MultiHeadAttention, head_sizes

@@ -33,7 +33,7 @@ class RopeScaling:
             ordered = 0 < self.low_freq_factor < self.high_freq_factor < inf
             least = min(self.factor, self.original_max_seq_len)
             largest = max(self.factor, self.original_max_seq_len)
-            is_right = ordered and 1 <= least and largest < inf
+            is_right = ordered and least >= 1 and largest < inf
         if not is_right:
             raise ValueError(
                 f"{self} is no scaling: it needs factor >= 1, 0 < low_freq_factor < "

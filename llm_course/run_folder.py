@@ -13,8 +13,6 @@ import re
 import shutil
 from pathlib import Path
 
-import yaml
-
 from .files import atomic_file, whole_folder
 from .seals import is_sealed
 from .strangers import bounded_text, parse_yaml, short

@@ -60,7 +60,8 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise FileNotFoundError(f"{path} does not exist: a checkpoint keeps its weights there.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): use another checkpoint.") from None
 

@@ -151,4 +151,4 @@ def check_memory(
     there = machine_memory()
     if there is not None and n_bytes > there:
         needs = f"{what} needs {n_bytes / 1e9:,.1f} GB of memory"
-        raise ValueError(f"{needs}, and this machine has {there / 1e9:,.1f} GB: take a smaller one.")
+        raise ValueError(f"{needs}, this machine has {there / 1e9:,.1f} GB: take a smaller one.")

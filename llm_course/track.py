@@ -120,7 +120,7 @@ class _WandB:
             with atomic_file(path) as file:
                 file.write(uuid4().hex[:8].encode())
         known = path.read_text(encoding="ascii", errors="replace")
-        settings = dict(project=project, name=run.name, dir=run, mode=mode)
+        settings: Any = dict(project=project, name=run.name, dir=run, mode=mode)
         self.html = wandb.Html
         self.run = wandb.init(id=known, resume="allow", **settings)
 

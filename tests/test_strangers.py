@@ -90,7 +90,9 @@ def test_every_value_of_a_config(folder):
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"a":' * 100_000, "[]", "3", "", "\ud800", "{}", '"a"'])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "index"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "index"]
+)
 def test_every_file_as_something_else(folder, name, text):
     if name == "index":
         name = "model.safetensors.index.json"
@@ -103,7 +105,15 @@ def test_every_file_as_something_else(folder, name, text):
 def test_an_index_of_something_else(folder):
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
-    for weight_map in (5, [1], {"a": 5}, {"a": ["b"]}, {"a": "../b"}, {"a": "/etc/passwd"}, {"a": None}):
+    for weight_map in (
+        5,
+        [1],
+        {"a": 5},
+        {"a": ["b"]},
+        {"a": "../b"},
+        {"a": "/etc/passwd"},
+        {"a": None},
+    ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         assert sentence(from_pretrained, folder)
 
@@ -134,7 +144,9 @@ def special_tokens(n):
 
 
 def test_20_000_special_tokens(tmp_path):
-    tokenizer = BPETokenizer.train(["the cat sat on the mat"] * 9, 256 + 20_000, special_tokens(20_000))
+    tokenizer = BPETokenizer.train(
+        ["the cat sat on the mat"] * 9, 256 + 20_000, special_tokens(20_000)
+    )
     to_hf(tokenizer, tmp_path / "tokenizer.json")
     tokenizer.save(tmp_path / "ours")
     for read in (HFTokenizer, from_hf):
@@ -142,7 +154,10 @@ def test_20_000_special_tokens(tmp_path):
     assert sentence(load_tokenizer, tmp_path / "ours") is None
     assert sentence(tokenizer.encode, "the <|19999|> cat <|7|>") is None
     again = load_tokenizer(tmp_path / "ours")
-    assert again.encode("a<|19999|>") == [tokenizer.encode("a")[0], tokenizer.special_ids["<|19999|>"]]
+    assert again.encode("a<|19999|>") == [
+        tokenizer.encode("a")[0],
+        tokenizer.special_ids["<|19999|>"],
+    ]
     assert fingerprint(again) == fingerprint(tokenizer)
 
 
@@ -164,7 +179,16 @@ def test_gpt2_files_of_something_else(tmp_path):
     (tmp_path / "tokenizer_kind.json").unlink()
     vocab = (tmp_path / "vocab.json").read_text()
     merges = (tmp_path / "merges.txt").read_text()
-    for text in (DEEP, "[]", "", "{", '{"a": "b"}', '{"a": [1]}', '{"a": 1e400}', '{"a": 99999999999}'):
+    for text in (
+        DEEP,
+        "[]",
+        "",
+        "{",
+        '{"a": "b"}',
+        '{"a": [1]}',
+        '{"a": 1e400}',
+        '{"a": 99999999999}',
+    ):
         (tmp_path / "vocab.json").write_text(text)
         assert sentence(from_gpt2, tmp_path) and sentence(load_tokenizer, tmp_path)
     (tmp_path / "vocab.json").write_text(vocab)
@@ -195,7 +219,10 @@ def test_every_value_of_a_checkpoint(run):
             said = sentence(load_model, run)
             if name in ("n_layers", "d_model", "vocab_size", "d_ff", "n_heads", "d_head"):
                 same = {("n_heads", True), ("d_ff", None)}
-                assert said or (name, value) in same or (name, value) == ("d_head", 0), (name, value)
+                assert said or (name, value) in same or (name, value) == ("d_head", 0), (
+                    name,
+                    value,
+                )
             path.write_text(original)
     sealed(run, position_encoding="sinusoidal", max_seq_len=1 << 24)
     assert "is too long" in sentence(load_model, run)
@@ -207,7 +234,15 @@ def test_a_config_that_is_a_trap(run):
     laughs = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
     for i in range(9):
         laughs += f"a{i + 1}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n"
-    for text in (DEEP, "{a: " * 100_000, laughs, laughs + "format: *a9\nstep: 1\n", "", "- a", "\0"):
+    for text in (
+        DEEP,
+        "{a: " * 100_000,
+        laughs,
+        laughs + "format: *a9\nstep: 1\n",
+        "",
+        "- a",
+        "\0",
+    ):
         for read in (read_config, load_model):
             (run / "config.yaml").write_text(text)
             assert sentence(read, run)
