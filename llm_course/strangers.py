@@ -56,8 +56,8 @@ def damage_told(
 
 # %% ../nbs/support/strangers.ipynb #str-read
 def bounded_text(
-    path: str | Path,
-    limit: int,  # bytes
+    path: str | Path,  # of a text file
+    limit: int,        # bytes
 ) -> str:
     """Text of a file in UTF-8, measured before it is read. Raises FileNotFoundError where there is
     none, ValueError where it is longer than `limit` or no UTF-8."""
