@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .learning import cross_entropy as cross_entropy
     from .measure import evaluate as evaluate
     from .model_config import GPTConfig as GPTConfig
-    from .optim import cosine_schedule as cosine_schedule
     from .optim import make_optimizer as make_optimizer
     from .optim import Muon as Muon
     from .packing import Batch as Batch
@@ -46,6 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .pretrained import to_pretrained as to_pretrained
     from .sampling import generate as generate
     from .sampling import generate_text as generate_text
+    from .schedules import cosine_schedule as cosine_schedule
     from .settings import TrainConfig as TrainConfig
     from .sources import load_documents as load_documents
     from .throughput import optimize_for_training as optimize_for_training
@@ -69,7 +69,7 @@ _HOME = {
     "cross_entropy": "learning",
     "clip_grad_norm": "clipping",
     "Muon": "optim",
-    "cosine_schedule": "optim",
+    "cosine_schedule": "schedules",
     "make_optimizer": "optim",
     "MultiHeadAttention": "heads",
     "causal_mask": "heads",

@@ -55,7 +55,8 @@ def rope(
     D = x.shape[-1]
     if D % 2:
         raise ValueError(f"RoPE turns pairs of numbers, so D must be even, not {D}.")
-    speeds = theta ** -(torch.arange(0, D, 2, device=x.device) / D)  # radians a position
+    pairs = torch.arange(0, D, 2, dtype=torch.float32, device=x.device)
+    speeds = theta ** -(pairs / D)  # radians a position
     angles = positions[..., None] * speeds  # (..., T, D/2)
     cos = angles.cos().to(x.dtype)
     sin = angles.sin().to(x.dtype)

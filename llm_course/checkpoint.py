@@ -35,6 +35,7 @@ from llm_course.run_folder import (
     write_latest,
 )
 from llm_course.run_state import (
+    check_fits,
     check_parts,
     load_weights,
     read_weights,
@@ -254,19 +255,20 @@ def load_model(
     folder: str | Path | None = None,  # a checkpoint or a run; None: the bundled model
     device: str = "cpu",  # where the model should be
 ) -> tuple[GPT, Any]:  # the model, ready to write (eval), and its tokenizer, None without one
-    """Load a model and its tokenizer to write with; needs no training/.
-
-    Raises FileNotFoundError or ValueError naming the file."""
+    """Load a model and its tokenizer to write with; needs no training/. Raises FileNotFoundError or
+    ValueError naming the file."""
     folder = resolve_checkpoint(bundled_model() if folder is None else folder)
     config: Any = read_config(folder)
     names = check_sums(folder, config.get("sums"), skip=("training/",))
     try:
-        model = GPT(GPTConfig(**config.get("model")))
+        shape = GPTConfig(**config.get("model"))
     except TypeError as error:
         raise ValueError(
             f"{folder / 'config.yaml'} describes no GPT that this version knows ({error}): "
             f"load another model's weights with load_checkpoint."
         ) from None
+    check_fits(shape, folder / "model.safetensors")
+    model = GPT(shape)
     load_weights(model, read_weights(model, folder / "model.safetensors"))
     tokenizer = None
     if "tokenizer_kind.json" in names:

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MLPS', 'POSITION_ENCODINGS', 'NORM_POSITIONS', 'FAMILY_SHAPES', 'SIZES', 'make_norm', 'default_d_ff',
-           'make_mlp', 'make_position_embedding', 'make_block', 'published_shape', 'check_config', 'check_input']
+           'make_mlp', 'make_position_embedding', 'make_block', 'published_shape', 'check_config']
 
 # %% ../nbs/05a_choices.ipynb #cho-imports
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .block import MLP, Block, RMSNorm
 from .heads import MultiHeadAttention, head_sizes
 from .parts import ACTIVATIONS, LayerNorm, PostNormBlock, SwiGLU, lookup
 from .positions import SinusoidalPositions
+from .strangers import short
 
 # %% ../nbs/05a_choices.ipynb #e6afc102
 def _rms_norm(d: int, eps: float, bias: bool) -> nn.Module:
@@ -185,7 +187,10 @@ def published_shape(
 # %% ../nbs/05a_choices.ipynb #92650af1
 _WHOLE = ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model")
 _WHOLE_OR_NONE = ("n_kv_heads", "d_ff", "sliding_window")
-_ABOVE_ZERO = ("rope_theta", "norm_eps", "qk_norm_eps", "embedding_std", "logit_softcap")
+_LARGEST = {"n_layers": 1 << 10}  # of the others 16,777,216: more is a slip, or a trap
+_ABOVE_ZERO = ("rope_theta", "norm_eps", "qk_norm_eps")
+_ABOVE_ZERO_OR_NONE = ("embedding_std", "logit_softcap")
+_FLAGS = {"qk_norm": (), "bias": (), "tie_embeddings": (), "qkv_bias": (None,)}
 _NAMED: dict[str, Mapping[str, Any]] = {
     "position_encoding": POSITION_ENCODINGS,
     "norm": NORMS,
@@ -210,6 +215,8 @@ def check_config(
         )
     if config.position_encoding == "sinusoidal" and config.d_model % 2:
         raise ValueError(f"Sinusoidal positions need an even d_model, not {config.d_model}.")
+    if config.position_encoding == "sinusoidal" and config.max_seq_len > 1 << 20:
+        raise ValueError(f"Sinusoidal positions are a table: {config.max_seq_len:,} is too long.")
     if config.rope_scaling is not None and config.position_encoding != "rope":
         raise ValueError(
             f"rope_scaling scales RoPE, but position_encoding={config.position_encoding!r}; "
@@ -217,57 +224,27 @@ def check_config(
         )
 
 
-def _check_numbers(config: Any) -> None:
-    optional = [name for name in _WHOLE_OR_NONE if getattr(config, name) is not None]
-    for name in (*_WHOLE, *optional):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number, at least 1.")
-    if not isinstance(config.d_head, int) or config.d_head < 0:
-        raise ValueError(f"d_head={config.d_head!r} must be a whole number; 0: d_model // n_heads.")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1.")
-    for name in _ABOVE_ZERO:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} must be above 0.")
+def _given(config: Any, names: tuple, or_none: tuple) -> list[tuple[str, Any]]:
+    "The settings of these names with their values, without those that are None and may be."
+    given = [(name, getattr(config, name)) for name in (*names, *or_none)]
+    return [(name, value) for name, value in given if value is not None or name in names]
 
-# %% ../nbs/05a_choices.ipynb #14361dbd
-def check_input(
-    config: Any,  # a GPTConfig
-    ids: Tensor,  # what must be (B, T) int
-    document_ids: Tensor | None,  # (B, T) int
-    cache: Any,  # a KVCache
-    n_new_tokens: Tensor | None,  # (B,) int
-) -> None:
-    "Check of a model's input. ValueError for what it cannot place."
-    if ids.dim() != 2 or 0 in ids.shape:
-        raise ValueError(
-            f"ids must be (B, T) with at least one token, not {tuple(ids.shape)}; "
-            "write ids[None] for a single row."
-        )
-    if document_ids is not None and document_ids.shape != ids.shape:
-        raise ValueError(
-            f"document_ids are {tuple(document_ids.shape)} but ids are {tuple(ids.shape)}; "
-            "each token needs its document."
-        )
-    if document_ids is not None and cache is not None:
-        raise ValueError(
-            "document_ids describe packed rows and cannot continue a cache; "
-            "leave one of the two out."
-        )
-    if n_new_tokens is not None and cache is None:
-        raise ValueError(
-            "n_new_tokens say how many tokens of each row go into a cache, but there is none; "
-            "make one with model.make_cache(len(ids))."
-        )
-    if cache is not None and len(ids) != len(cache.lengths):
-        raise ValueError(
-            f"The cache holds {len(cache.lengths)} rows and was given {len(ids)}; "
-            "make one cache for each batch."
-        )
-    if cache is None and ids.shape[1] > config.max_seq_len:
-        raise ValueError(
-            f"{ids.shape[1]} tokens do not fit into max_seq_len={config.max_seq_len}; "
-            "shorten the text or make the model with a larger max_seq_len."
-        )
+
+def _check_numbers(config: Any) -> None:
+    for name, value in _given(config, _WHOLE, _WHOLE_OR_NONE):
+        largest = _LARGEST.get(name, 1 << 24)
+        if type(value) is not int or not 1 <= value <= largest:
+            limits = f"a whole number, at least 1 and at most {largest:,}"
+            raise ValueError(f"{name}={short(value)} must be {limits}.")
+    d_head = config.d_head
+    if type(d_head) is not int or not 0 <= d_head * config.n_heads <= 1 << 24:
+        raise ValueError(f"d_head={short(d_head)} must be a whole number; 0: d_model // n_heads.")
+    if not isinstance(config.dropout, (int, float)) or not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={short(config.dropout)} must be at least 0 and below 1.")
+    for name, value in _given(config, _ABOVE_ZERO, _ABOVE_ZERO_OR_NONE):
+        if not isinstance(value, (int, float)) or not 0 < value < inf:
+            raise ValueError(f"{name}={short(value)} must be above 0.")
+    for name, others in _FLAGS.items():
+        value = getattr(config, name)
+        if value not in others and type(value) is not bool:
+            raise ValueError(f"{name}={short(value)} must be true or false.")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .context import CausalLM
+from .context import CausalLM, widest_float
 from .engine import Decoder, SamplingParams, sampling_logits
 from .filters import check_number, draw, uniform
 from .writing import check_prompt
@@ -35,8 +35,8 @@ def _extend(
     length_penalty: float,
 ) -> tuple[list[Beam], list[Beam], list[int]]:
     "The best that end, the best that go on, and which beam each of these continues."
-    log_probs = logits.double().log_softmax(-1).cpu()
-    totals = torch.tensor([[beam.log_prob] for beam in beams], dtype=torch.float64) + log_probs
+    log_probs = logits.log_softmax(-1, dtype=widest_float(logits.device)).cpu()
+    totals = torch.tensor([[beam.log_prob] for beam in beams], dtype=log_probs.dtype) + log_probs
     n_best = n_beams * (1 + len(stop_ids))  # enough that n_beams of them go on
     best = totals.flatten().topk(min(n_best, totals.numel()))
     ended, live, parents = [], [], []
@@ -102,8 +102,8 @@ def accept_drafts(
 ) -> list[int]:         # the drafts that are kept, and one id more: as if drawn from p
     """Speculative sampling: keep a draft with probability min(1, p/q), and replace the first
     refused one from max(0, p - q) (Leviathan et al. 2023, algorithm 1)."""
-    p = p.double()
-    q = q.double()
+    p = p.to(widest_float(p.device))
+    q = q.to(p.dtype)
     index = torch.tensor(drafts, dtype=torch.long, device=p.device)[:, None]  # (n, 1)
     thrown = uniform(index.shape, generator, p.device)
     is_kept = thrown * q.gather(-1, index) < p[:-1].gather(-1, index)

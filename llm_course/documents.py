@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .context import device_of, evaluating
+from .context import device_of, evaluating, widest_float
 from .gpt import GPT
 from .learning import cross_entropy
 from .writing import prompt_ids
@@ -57,6 +57,6 @@ def document_losses(
             targets = pad_sequence([rows[i][1:] for i in chosen], True, padding_value=-100)
             logits = model(ids.to(device))  # (B, T, V)
             losses = cross_entropy(logits, targets.to(device), reduction="none")  # (B, T)
-            for i, total in zip(chosen, losses.double().sum(1).tolist(), strict=True):
+            for i, total in zip(chosen, losses.sum(1, dtype=widest_float(device)).tolist(), strict=True):
                 nats[i] = total  # padding has added 0
     return nats, [len(row) - 1 for row in rows]

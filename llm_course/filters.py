@@ -16,6 +16,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .context import widest_float
+
 # %% ../nbs/08d_filters.ipynb #9fe9f228
 _RULES = {
     "a whole number of at least 0": lambda x: isinstance(x, Integral) and int(x) >= 0,
@@ -252,11 +254,12 @@ def uniform(
     shape: tuple[int, ...],  # of the result
     generator: Generators,   # one for all rows, or one a row; None: torch's own
     device: torch.device,    # of the result
-) -> Tensor:                 # float64, from 0 to below 1
+) -> Tensor:                 # the device's widest float, from 0 to below 1
     "Uniform random numbers; ValueError where there are several generators, but not one a row."
     if generator is None or isinstance(generator, torch.Generator):
         where = device if generator is None else generator.device
-        return torch.rand(shape, dtype=torch.float64, device=where, generator=generator).to(device)
+        dtype = widest_float(device)
+        return torch.rand(shape, dtype=dtype, device=where, generator=generator).to(device)
     if len(generator) != shape[0]:
         raise ValueError(
             f"There are {len(generator)} generators for {shape[0]} rows: give one, or one a row."
@@ -270,7 +273,8 @@ def draw(
 ) -> Tensor:          # (...) int64 ids
     """Inverse transform sampling: lay the weights end to end, throw a random number onto that line
     and see whose piece it hit."""
-    line = weights.cumsum(-1, dtype=torch.float64)  # where each token's piece of the line ends
+    dtype = widest_float(weights.device)
+    line = weights.cumsum(-1, dtype=dtype)  # where each token's piece of the line ends
     end = line[..., -1:]
     hit = uniform(end.shape, generator, line.device) * end
     return torch.searchsorted(line, hit, right=True).squeeze(-1)

@@ -160,8 +160,11 @@ def _read_hf(text: str) -> Any:
     library = need_library("tokenizers", "HFTokenizer")
     try:
         tokenizer = library.Tokenizer.from_str(text)
-    except Exception as error:
-        raise ValueError(f"this is no tokenizer.json that tokenizers can read: {error}.") from None
+    except BaseException as error:  # the library's PanicException is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = str(error)[:120].rstrip(".")
+        raise ValueError(f"this is no tokenizer.json that tokenizers can read: {reason}.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -189,7 +192,13 @@ class HFTokenizer(Tokenizer):
         self._set_special({token.content: i for i, token in added if token.special})
         self.eos_token = eos_token
         self.eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
-        self.vocab_size = 1 + max(self._hf.get_vocab(with_added_tokens=True).values())
+        ids = self._hf.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = 1 + max(ids, default=-1)
+        if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:
+            raise ValueError(
+                f"this tokenizer.json gives {len(ids)} tokens ids up to {self.vocab_size - 1}: "
+                "an id for each, with few gaps, makes a vocabulary."
+            )
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         utf8(check_text(text))

@@ -18,6 +18,7 @@ from .foreign import HFTokenizer, SentencePieceTokenizer
 from .interface import CharTokenizer, Tokenizer
 from .merges import read_gpt2_files, spell, unspell
 from .seals import open_json
+from .strangers import WRONG_KIND, damage_told, parse_json, short
 from .texts import PATTERNS, utf8
 from .tokenizer import bpe_vocabulary
 
@@ -30,11 +31,13 @@ def from_gpt2(
     "GPT-2's tokenizer files, read. Raises ValueError for files that make no tokenizer of our kind."
     folder = Path(folder)
     vocab_json = (folder / "vocab.json").read_bytes()
-    vocab, merges = read_gpt2_files(vocab_json, (folder / "merges.txt").read_bytes())
-    if special_tokens is None:
-        plain = set(bpe_vocabulary(merges))
-        special_tokens = [token.decode("utf-8") for token in vocab.values() if token not in plain]
-    return BPETokenizer(vocab, merges, special_tokens, pattern)
+    merges_txt = (folder / "merges.txt").read_bytes()
+    with damage_told(f"the tokenizer in {folder}"):
+        vocab, merges = read_gpt2_files(vocab_json, merges_txt)
+        if special_tokens is None:
+            plain = set(bpe_vocabulary(merges))
+            special_tokens = [x.decode("utf-8") for x in vocab.values() if x not in plain]
+        return BPETokenizer(vocab, merges, special_tokens, pattern)
 
 # %% ../nbs/01b_formats.ipynb #2547ce1f
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -159,11 +162,19 @@ def from_hf(
 ) -> BPETokenizer:
     """Hugging Face's tokenizer.json, read, where it holds a byte-level BPE with one of our
     patterns. Raises ValueError, with all reasons, for any other."""
-    facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    facts = parse_json(Path(path).read_bytes(), path)
+    with damage_told(path):
+        return _bpe_of(facts, path)
+
+
+def _bpe_of(facts: dict, path: str | Path) -> BPETokenizer:
+    "The tokenizer that a parsed tokenizer.json describes."
     needed = {"model", "added_tokens", "pre_tokenizer"}
     if not isinstance(facts, dict) or not needed <= set(facts):
         raise ValueError(f"{path} is no tokenizer.json: give the path of one.")
     unknown = _unknown_to_us(facts)
+    if len(unknown) > 5:
+        unknown[5:] = [f"{len(unknown) - 5} things more"]
     if unknown:
         raise ValueError(
             f"this tokenizer.json has {', '.join(unknown)}, which BPETokenizer cannot follow: "
@@ -224,12 +235,12 @@ def _read_folder(folder: Path) -> Tokenizer:
         for name, read in _FOREIGN_FILES.items():
             if (folder / name).is_file():
                 return read(folder / name)
-    facts = json.loads(kind_file.read_bytes())
+    facts = parse_json(kind_file.read_bytes(), kind_file)
     if facts["format"] != 3:
-        raise ValueError(f"its format is {facts['format']}, and this version reads format 3")
+        raise ValueError(f"its format is {short(facts['format'])}, and this version reads format 3")
     facts = open_json(kind_file)
     if facts["kind"] not in KINDS:
-        raise ValueError(f"its kind {facts['kind']!r} is none of {', '.join(KINDS)}")
+        raise ValueError(f"its kind {short(facts['kind'])} is none of {', '.join(KINDS)}")
     cls = KINDS[facts["kind"]]
     names = (kind_file.name, *cls.file_names)
     files = {name: (folder / name).read_bytes() for name in names}
@@ -252,8 +263,8 @@ def load_tokenizer(
             f"there is no complete tokenizer in {folder}: {missing} is missing; "
             "save one there first."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).removesuffix(".")
+    except (ValueError, *WRONG_KIND) as error:
+        reason = str(error)[:200].removesuffix(".")
         raise ValueError(
             f"the tokenizer in {folder} cannot be read ({reason}): save it again."
         ) from None

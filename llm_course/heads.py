@@ -65,7 +65,8 @@ def rope_inv_freq(
     2021, section 3.2.2). ValueError where `d_head` is odd."""
     if d_head % 2:
         raise ValueError(f"RoPE turns pairs of numbers, so d_head must be even, not {d_head}.")
-    return theta ** -(torch.arange(0, d_head, 2, device=device) / d_head)
+    pairs = torch.arange(0, d_head, 2, dtype=torch.float32, device=device)
+    return theta ** -(pairs / d_head)
 
 
 def rope_cos_sin(

@@ -6,7 +6,6 @@
 __all__ = ['read_json', 'config_from_hf', 'config_to_hf', 'unsupported', 'choose_family']
 
 # %% ../nbs/11b_hfconfig.ipynb #hfc-imp
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from .choices import default_d_ff
 from .families import FAMILIES, Family
 from .model_config import GPTConfig
 from .positions import RopeScaling
+from .strangers import damage_told, read_json_object, short
 
 # %% ../nbs/11b_hfconfig.ipynb #fc38ee28
 def read_json(
@@ -23,13 +23,7 @@ def read_json(
     damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a Hugging Face folder has it.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (it holds no object): fetch it again.")
-    return value
+    return read_json_object(path)
 
 # %% ../nbs/11b_hfconfig.ipynb #5c3e12bb
 _SCALING = {  # RopeScaling's name → config.json's
@@ -44,7 +38,7 @@ _ROPE_VALUES = {"rope_type": ("default", "llama3"), "partial_rotary_factor": (No
 def _not_allowed(values: dict, allowed_values: dict[str, tuple]) -> list[str]:
     "Values that this course cannot compute; a key that is missing has the first allowed one."
     return [
-        f"{key}={values[key]!r}"
+        f"{key}={short(values[key])}"
         for key, allowed in allowed_values.items()
         if values.get(key, allowed[0]) not in allowed
     ]
@@ -93,12 +87,14 @@ def _read_window(hf: dict, family: Family, problems: list[str]) -> dict:
         first = n_layers
     elif family.window == "use_sliding_window":
         first = hf["max_window_layers"]
-    kinds = ["full_attention"] * first + ["sliding_attention"] * (n_layers - first)
-    kinds = sorted(set(hf.get("layer_types") or kinds))
+    kinds = sorted(set(hf.get("layer_types") or ()))
+    if not kinds:
+        places = {"full_attention": first > 0, "sliding_attention": first < n_layers}
+        kinds = [kind for kind, is_there in places.items() if is_there]
     if kinds == ["full_attention"]:
         return {"sliding_window": None}
     if kinds != ["sliding_attention"] or not window:
-        problems.append(f"layer_types={kinds} with sliding_window={window}")
+        problems.append(f"layer_types={short(kinds)} with sliding_window={short(window)}")
     return {"sliding_window": window}
 
 
@@ -121,7 +117,7 @@ def _read_choices(hf: dict, family: Family, problems: list[str]) -> dict:
     problems += [f"{name} is missing" for name in family.choices.values() if name not in hf]
     for name, other in family.same_value.items():
         if hf[name] != hf[other]:
-            problems.append(f"{other}={hf[other]}, {name}={hf[name]}")
+            problems.append(f"{other}={short(hf[other])}, {name}={short(hf[name])}")
     if values.get("d_head") is None:
         values["d_head"] = 0
     return values
@@ -132,10 +128,15 @@ def config_from_hf(
 ) -> GPTConfig:
     """GPTConfig of a Hugging Face config. ValueError that names whatever this course cannot
     compute."""
+    with damage_told("config.json"):
+        return _read_config(hf)
+
+
+def _read_config(hf: dict) -> GPTConfig:
     kind = hf.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(
-            f"model_type={kind!r} is not a family that this course can read; "
+            f"model_type={short(kind)} is not a family that this course can read; "
             f"it reads {', '.join(FAMILIES)}."
         )
     family = FAMILIES[kind]

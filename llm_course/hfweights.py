@@ -24,6 +24,7 @@ from .heads import head_sizes
 from .hfconfig import read_json
 from .model_config import GPTConfig
 from .run_state import unique_state_dict
+from .strangers import damage_told
 
 # %% ../nbs/11c_hfweights.ipynb #fe2bb9d8
 class TensorMap(NamedTuple):
@@ -132,6 +133,8 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise ValueError(f"{path} is no dictionary of tensors: use a folder with safetensors.")
+    if any(x.numel() * x.element_size() > path.stat().st_size for x in state.values()):
+        raise ValueError(f"{path} is smaller than a tensor in it: use a folder with safetensors.")
     return {
         name: LazyTensor(tuple(tensor.shape), partial(state.__getitem__, name))
         for name, tensor in state.items()
@@ -148,8 +151,9 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    if not names or any(Path(name).name != name for name in names):
+    with damage_told(index):
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if not names or any(Path(str(name)).name != name for name in names):
         raise ValueError(f"{index} is damaged: it should name files beside it.")
     paths = [folder / name for name in names]
     for path in paths:
@@ -195,8 +199,8 @@ def check_weights(
     family: Family,  # whose `ignored_tensors` may be left over
     tied: bool,  # whether lm_head is the embedding
 ) -> None:
-    """Check of names and shapes. ValueError that names every tensor that is missing, left over, or
-    of a wrong shape."""
+    """Check of names and shapes. ValueError that names the tensors that are missing, left over, or
+    of a wrong shape: five of them, and how many more."""
     ignored = family.ignored_tensors
     if tied:
         ignored = (*ignored, r"^lm_head\.weight$")
@@ -209,6 +213,8 @@ def check_weights(
     for name, shape in wanted.items():
         if name in stored and stored[name].shape != shape:
             problems.append(f"{name} has shape {stored[name].shape}, not {shape}")
+    if len(problems) > 5:
+        problems[5:] = [f"and {len(problems) - 5} more"]
     if problems:
         raise ValueError(f"The weights do not fit config.json: {'; '.join(problems)}.")
 

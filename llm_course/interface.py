@@ -9,8 +9,10 @@ __all__ = ['Tokenizer', 'CharTokenizer', 'decode_stream']
 import hashlib
 import json
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +40,13 @@ class Tokenizer(ABC):
     special_ids: dict[str, int]       # special token → its id
 
     def _set_special(self, special_ids: dict[str, int]) -> None:
+        check_special_tokens(special_ids)
         self.special_ids = special_ids
         self.eos_id = special_ids.get(END_OF_TEXT)
-        self._special_pattern = special_pattern(special_ids)
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern:  # when it is needed: 20,000 tokens take a second
+        return special_pattern(self.special_ids)
 
     @property
     def special_tokens(self) -> list[str]:

@@ -6,7 +6,7 @@
 __all__ = ['cross_entropy', 'AdamW']
 
 # %% ../nbs/02_learning.ipynb #f13a942f
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,10 @@ def cross_entropy(
 def _adamw_update(p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
     "One AdamW step of one parameter; `state` is what it remembers, empty before the first."
     beta1, beta2 = group["betas"]
-    step = state.get("step", 0) + 1
-    mean = beta1 * state.get("mean", 0) + (1 - beta1) * grad
-    square = beta2 * state.get("square", 0) + (1 - beta2) * grad**2
-    state.update(step=step, mean=mean, square=square)
+    step = int(state.get("step", 0)) + 1
+    mean = beta1 * state.get("exp_avg", 0) + (1 - beta1) * grad
+    square = beta2 * state.get("exp_avg_sq", 0) + (1 - beta2) * grad**2
+    state.update(step=step, exp_avg=mean, exp_avg_sq=square)  # the names that PyTorch gives them
     size = (square / (1 - beta2**step)).sqrt() + group["eps"]
     p.mul_(1 - group["lr"] * group["weight_decay"])
     p.sub_(group["lr"] * mean / (1 - beta1**step) / size)
@@ -60,9 +60,11 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, settings)
 
     @torch.no_grad()
-    def step(self) -> None:
-        "Move every parameter that has a gradient."
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        "Move every parameter that has a gradient; `closure` first computes them, and the loss."
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     _adamw_update(p, p.grad, self.state[p], group)
+        return loss

@@ -32,16 +32,17 @@ def evaluate(
 ) -> float:                    # nats a target
     """Evaluation: the mean loss over all targets of all batches. Every target has one vote, however
     the rows are filled. ValueError where there is no target."""
-    total = torch.zeros((), dtype=torch.float64)
+    losses = []
     count = 0
     with evaluating(model):
         for batch in batches:
             loss, n = summed_loss(model, batch, dtype)
-            total = total.to(loss.device) + loss.double()
+            losses.append(loss)
             count += n
     count = world.sum(count)
     if count == 0:
         raise ValueError("There is no target to evaluate: the batches are empty or all padding.")
+    total = sum(torch.stack(losses).tolist()) if losses else 0.0  # one read, exact in float64
     return float(world.sum(total)) / count
 
 # %% ../nbs/07f_measure.ipynb #2182fb92

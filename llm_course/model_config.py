@@ -15,6 +15,7 @@ from torch import nn
 from .choices import check_config, published_shape
 from .heads import head_sizes
 from .positions import RopeScaling
+from .strangers import damage_told, short
 
 # %% ../nbs/05c_model_config.ipynb #369ee778
 @dataclass
@@ -49,7 +50,10 @@ class GPTConfig:
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):  # as YAML and `asdict` give it
-            self.rope_scaling = RopeScaling(**self.rope_scaling)
+            with damage_told("rope_scaling", "give it RopeScaling's numbers"):
+                self.rope_scaling = RopeScaling(**self.rope_scaling)
+        if not isinstance(self.rope_scaling, (RopeScaling, type(None))):
+            raise ValueError(f"rope_scaling={short(self.rope_scaling)} must be a RopeScaling.")
         check_config(self)
 
     @property

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .heads import LayerContext
+from .strangers import short
 
 # %% ../nbs/04b_parts.ipynb #1849c76a
 def lookup(
@@ -23,9 +24,9 @@ def lookup(
     what: str,  # what the registry holds, for the error
 ) -> Any:  # the part of that name
     "Registry lookup. ValueError for an unknown name, with the known ones listed."
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         known = ", ".join(map(repr, registry))
-        raise ValueError(f"{what} {name!r} is not known; choose one of {known}.")
+        raise ValueError(f"{what} {short(name)} is not known; choose one of {known}.")
     return registry[name]
 
 # %% ../nbs/04b_parts.ipynb #917739c5

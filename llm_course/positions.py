@@ -8,12 +8,13 @@ __all__ = ['RopeScaling', 'interleaved_to_halves', 'alibi_slopes', 'alibi_bias',
 
 # %% ../nbs/03a_positions.ipynb #pos-imports
 from dataclasses import dataclass
-from math import floor, log2, pi
+from math import floor, inf, log2, pi
 
 import torch
 from torch import Tensor, nn
 
 from .heads import causal_mask
+from .strangers import damage_told
 
 # %% ../nbs/03a_positions.ipynb #b562c149
 @dataclass
@@ -28,8 +29,12 @@ class RopeScaling:
     original_max_seq_len: int = 8192  # tokens, the length of the first training
 
     def __post_init__(self):
-        ordered = 0 < self.low_freq_factor < self.high_freq_factor
-        if not ordered or self.factor < 1 or self.original_max_seq_len < 1:
+        with damage_told("rope_scaling", "give it numbers"):
+            ordered = 0 < self.low_freq_factor < self.high_freq_factor < inf
+            least = min(self.factor, self.original_max_seq_len)
+            largest = max(self.factor, self.original_max_seq_len)
+            is_right = ordered and least >= 1 and largest < inf
+        if not is_right:
             raise ValueError(
                 f"{self} is no scaling: it needs factor >= 1, 0 < low_freq_factor < "
                 "high_freq_factor, and a length above 0."
@@ -62,8 +67,9 @@ def alibi_slopes(
     """ALiBi's slopes: how much each head takes off a score for each token of distance (Press et
     al. 2022). A falling series for a power of two; the rest is every second of the next one."""
     power = 2 ** floor(log2(n_heads))  # the largest power of two that fits
-    first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1))
-    between = 2.0 ** (-8.0 / power * (torch.arange(power) + 0.5))
+    heads = torch.arange(power, dtype=torch.float32)
+    first = 2.0 ** (-8.0 / power * (heads + 1))
+    between = 2.0 ** (-8.0 / power * (heads + 0.5))
     return torch.cat((first, between))[:n_heads]
 
 
@@ -95,7 +101,8 @@ def sinusoidal_positions(
             f"so d_model must be even, not {d_model}."
         )
     positions = torch.arange(max_seq_len, dtype=torch.float32)[:, None]
-    angles = positions * 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)  # (T, C/2)
+    pairs = torch.arange(0, d_model, 2, dtype=torch.float32)
+    angles = positions * 10000.0 ** (-pairs / d_model)  # (T, C/2)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (T, C)
 
 

@@ -7,6 +7,7 @@ __all__ = ['read_tokenizer', 'from_pretrained', 'to_pretrained']
 
 # %% ../nbs/11_pretrained.ipynb #d2ac4b46
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from llm_course.hfweights import (
 )
 from .model_config import GPTConfig
 from .run_state import check_parts, unique_state_dict
+from .strangers import check_memory, damage_told
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4
 def _eos_token(folder: Path) -> str | None:
@@ -129,18 +131,26 @@ def from_pretrained(
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf)
     kind = hf["model_type"]
-    tokenizer = read_tokenizer(folder, hf)
+    with damage_told(f"the tokenizer in {folder}"):
+        tokenizer = read_tokenizer(folder, hf)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}: they do not belong together."
         )
     stored = complete_names(open_weights(folder), FAMILIES[kind])
+    if config.n_layers > len(stored):
+        raise ValueError(
+            f"The weights do not fit config.json: {len(stored)} tensors are too few for "
+            f"{config.n_layers} layers."
+        )
     with torch.device("meta"):
         maps = weight_map(GPT(config), kind)
     check_weights(maps, stored, FAMILIES[kind], config.tie_embeddings)
     if dtype is None:
         dtype = load_tensor(maps[0].theirs, stored).dtype
+    n_bytes = dtype.itemsize * sum(math.prod(entry.shape) for entry in maps)
+    check_memory(n_bytes, f"The model in {folder}")
     model = empty_model(config, dtype, device)
     fill_model(model, maps, stored)
     return model, tokenizer

@@ -13,10 +13,9 @@ import re
 import shutil
 from pathlib import Path
 
-import yaml
-
 from .files import atomic_file, whole_folder
 from .seals import is_sealed
+from .strangers import bounded_text, parse_yaml, short
 
 # %% ../nbs/07d_run_folder.ipynb #39f68112
 def list_checkpoints(
@@ -84,16 +83,13 @@ def read_config(
 
     Raises FileNotFoundError where there is none, ValueError for a damaged or an older one."""
     path = resolve_checkpoint(folder) / "config.yaml"
-    try:
-        text = path.read_bytes().decode("utf-8")
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        config = None
+    text = bounded_text(path, 1 << 20)
+    config = parse_yaml(text, path)
     if not isinstance(config, dict) or not isinstance(config.get("step"), int):
         raise ValueError(f"{path} is damaged: it should be YAML with format, step and model.")
     if config.get("format") != 3:
         raise ValueError(
-            f"{path} has format {config.get('format')}, this version of llm_course reads format 3: "
+            f"{path} has format {short(config.get('format'))}, this version of llm_course reads format 3: "
             f"train the model again, or use the version that saved it."
         )
     if not is_sealed(text):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from .optim import OPTIMIZERS, SCHEDULES
+from .optim import OPTIMIZERS
+from .schedules import SCHEDULES
 from .throughput import DTYPES
 
 # %% ../nbs/07e_settings.ipynb #3176dd73

@@ -58,14 +58,16 @@ def check_special_tokens(special_tokens: Iterable[str]) -> list[str]:
     if isinstance(special_tokens, str):
         raise TypeError(f"special_tokens is the one str {special_tokens!r}: put it in a list.")
     tokens = list(special_tokens)
+    seen = set()
     for token in tokens:
         if not isinstance(token, str) or not token:
             raise ValueError(
                 f"special token {token!r} is no text of at least one character: "
                 "give one like '<|name|>'."
             )
-        if tokens.count(token) > 1:
+        if token in seen:
             raise ValueError(f"special token {token!r} is given twice: give it once.")
+        seen.add(token)
     return tokens
 
 

@@ -101,8 +101,10 @@ def train_step(
     dtype: str = "float32",      # see `summed_loss`
     world: World = ALONE,        # the processes that make this step together
 ) -> tuple[float, float, int]:   # nats a target, the gradient's norm before clipping, targets
-    """Optimizer step on one large batch, which forgets the gradients of `model` at the end.
-    FloatingPointError, with the weights as they were, where loss or gradient is not finite."""
+    """Optimizer step on one large batch. It forgets the gradients of `model` first, whoever left
+    them there, and at the end. FloatingPointError, with the weights as they were, where loss or
+    gradient is not finite."""
+    model.zero_grad()
     mean, count = accumulate_gradients(model, batches, dtype, world)
     loss, norm = torch.stack([mean, grad_norm(model.parameters())]).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -10,11 +10,14 @@ import json
 import math
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from html import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .files import atomic_file
 from .locks import lock_folder
@@ -90,27 +93,36 @@ class _TensorBoard:
 
     def log(self, step: int, record: dict) -> None:
         for name, value in record.items():
-            if isinstance(value, str):
-                self.writer.add_text(name, value, step)
-            else:
+            if isinstance(value, (int, float)):
                 self.writer.add_scalar(name, value, step)
+            else:
+                text = value if isinstance(value, str) else json.dumps(value)
+                self.writer.add_text(name, text, step)
 
     def close(self) -> None:
         self.writer.close()
 
 
 class _WandB:
-    "Curves and texts in a Weights & Biases project; offline in the run's `wandb` folder."
+    """Curves and texts in a Weights & Biases project; offline in the run's `wandb` folder. The run
+    keeps its id in `wandb_id`, by which a resumed run goes on as the same one; what it makes again
+    W&B has already, and leaves as it is."""
 
-    def __init__(self, run: Path, project: str, mode: Any):
+    def __init__(self, run: Path, start_step: int, project: str, mode: Any):
         try:
             import wandb
         except ImportError:
             raise ImportError(
                 "track.wandb needs the package wandb: pip install 'llm_course[track]'."
             ) from None
+        path = run / "wandb_id"
+        if start_step == 0 or not path.is_file():
+            with atomic_file(path) as file:
+                file.write(uuid4().hex[:8].encode())
+        known = path.read_text(encoding="ascii", errors="replace")
+        settings: Any = dict(project=project, name=run.name, dir=run, mode=mode)
         self.html = wandb.Html
-        self.run = wandb.init(project=project, name=run.name, dir=run, mode=mode)
+        self.run = wandb.init(id=known, resume="allow", **settings)
 
     def log(self, step: int, record: dict) -> None:
         values = {}
@@ -124,11 +136,35 @@ class _WandB:
         self.run.finish()
 
 # %% ../nbs/support/track.ipynb #a6d2ce75
-def _finite(value):
-    "JSON has no NaN and no infinity."
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _plain(value: Any) -> Any:
+    "A value of any library as JSON knows it: numbers, texts, lists, mappings by text, None."
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy, tensors of torch
+        value = value.tolist()
+    if isinstance(value, Enum) or value is None:
+        return None if value is None else value.name
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # of a subclass the value itself
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):  # OmegaConf's too
+        return {str(_plain(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
+        return [_plain(part) for part in value]
+    return str(value)  # a Path, a date, a device
+
+
+def _finite(value: Any) -> Any:
+    "JSON has no NaN and no infinity: they become None, in lists and mappings too."
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    is_wrong = isinstance(value, float) and not math.isfinite(value)
+    return None if is_wrong else value
+
+
+_COUNTED = ("tokens", "seconds")  # what `train` counts from 0 in each call, and a run goes on with
 
 
 class Tracker:
@@ -155,9 +191,11 @@ class Tracker:
             if tensorboard:
                 self._others.append(_TensorBoard(run, start_step))
             if wandb:
-                self._others.append(_WandB(run, wandb, wandb_mode))
+                self._others.append(_WandB(run, start_step, wandb, wandb_mode))
             _set_aside(run)
             kept = read_metrics(run, until=start_step)
+            last = kept[-1] if kept else {}
+            self._before = {name: last.get(name) or 0 for name in _COUNTED}
             with atomic_file(self._path) as file:
                 file.writelines(map(metrics_line, kept))
             self._lock = stack.pop_all()
@@ -167,10 +205,19 @@ class Tracker:
         record,  # a mapping or a dataclass with a `step`; None is left out, NaN and inf are null
         **more,  # of that step, such as sample=text
     ) -> None:
-        "Write one record."
-        values = dict(record) if isinstance(record, Mapping) else dict(vars(record))
-        values = {name: x for name, x in (values | more).items() if x is not None}
-        line = metrics_line({name: _finite(x) for name, x in values.items()})
+        """Write one record, with values of numpy, torch and OmegaConf as plain ones. `tokens` and
+        `seconds` count from the beginning of the run. Raises ValueError without a whole `step`."""
+        values = _plain(record)
+        if not isinstance(values, dict):
+            values = _plain(vars(record))
+        values |= _plain(more)
+        if type(values.get("step")) is not int:
+            raise ValueError(f"step is {values.get('step')!r}: a record needs a whole number.")
+        values = {name: x for name, x in values.items() if x is not None}
+        for name, before in self._before.items():
+            if isinstance(values.get(name), (int, float)):
+                values[name] += before
+        line = metrics_line(_finite(values))
         with open(self._path, "ab") as file:
             file.write(line)
         step = values.pop("step")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .context import CausalLM
+from .context import CausalLM, widest_float
 from .engine import Decoder, SamplingParams, sample_next
 from .filters import Generators, check_ids, check_number
 
@@ -71,7 +71,8 @@ def _named(ids: Tensor, logits: Tensor, top_logprobs: int) -> list[GeneratedToke
     best = log_probs.topk(min(top_logprobs, log_probs.shape[-1]), dim=-1)
     drawn = ids[:, None]
     parts = (drawn, log_probs.gather(-1, drawn), best.indices, best.values)
-    rows = torch.cat([part.double() for part in parts], dim=-1).tolist()
+    dtype = widest_float(logits.device)  # exact for ids
+    rows = torch.cat([part.to(dtype) for part in parts], dim=-1).tolist()
     n = best.values.shape[-1]
     return [
         GeneratedToken(int(row[0]), row[1], list(zip(map(int, row[2 : 2 + n]), row[2 + n :])))

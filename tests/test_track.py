@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from llm_course.track import Tracker, read_metrics
 
@@ -84,13 +86,48 @@ def test_what_wandb_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "Html", lambda page: ("page", page))
     write(tmp_path / "mine", wandb="a project", wandb_mode="offline")
     folder = tmp_path / "mine"
-    assert asked == {"project": "a project", "name": "mine", "dir": folder, "mode": "offline"}
+    id = (folder / "wandb_id").read_text()
+    named = {"project": "a project", "name": "mine", "dir": folder, "mode": "offline"}
+    assert asked == named | {"id": id, "resume": "allow"} and len(id) == 8
     assert run.finished and [step for step, _ in run.rows] == [1, 2, 3]
     rows = [values for _, values in run.rows]
     assert [row["loss"] for row in rows] == [4.0, 2.0, pytest.approx(4 / 3)]
     assert rows[1]["valid_loss"] == 2.5 and "valid_loss" not in rows[2] and rows[2]["lr"] == 0.03
     escaped = "<pre>Once &lt;b&gt;upon&lt;/b&gt;\na time</pre>"
     assert rows[1]["sample"] == ("page", escaped) and "sample" not in rows[2]
+
+
+def test_a_resumed_run_is_the_same_one_in_wandb(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    asked = []
+
+    def init(**settings):
+        asked.append(settings["id"])
+        return FakeRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    for start in (0, 1, 3, 0):
+        write(tmp_path, start_step=start, wandb="a project")
+    first, second, third, anew = asked
+    assert first == second == third != anew
+    (tmp_path / "wandb_id").unlink()  # a run that began without W&B
+    write(tmp_path, start_step=3, wandb="a project")
+    assert len(set(asked)) == 3
+
+
+def test_values_of_every_kind_reach_all(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
+    run = FakeRun()
+    monkeypatch.setattr(wandb, "init", lambda **settings: run)
+    odd = {"array": np.array([1.0, 2.0]), "path": tmp_path, "nan": float("nan"), "map": {"a": None}}
+    with Tracker(tmp_path, tensorboard=True, wandb="a project") as tracker:
+        tracker.log({"step": 1, "loss": torch.tensor(2.0), **odd})
+    (record,) = read_metrics(tmp_path)
+    plain = {"array": [1.0, 2.0], "path": str(tmp_path), "map": {"a": None}}
+    assert record == {"step": 1, "loss": 2.0, "nan": None, **plain}
+    ((step, values),) = run.rows
+    assert step == 1 and values["loss"] == 2.0 and values["array"] == [1.0, 2.0]
 
 
 def test_wandb_offline_writes_into_the_run(tmp_path, monkeypatch):
