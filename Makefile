@@ -6,7 +6,7 @@ ARGS   ?=
 LESSON ?=
 
 # A thread that waits for another one sleeps: beside other programs, spinning makes training many times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 
 BIN   := .venv/bin
 SETUP := $(wildcard settings.ini setup.py constraints.txt)

@@ -20,8 +20,8 @@ from statistics import median
 
 SETTINGS = {
     "torch": {},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},  # what the commands set
-    "spin1000": {"GOMP_SPINCOUNT": "1000"},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spin1000": {"GOMP_SPINCOUNT": "1000"},  # what the commands set
     "spin10000": {"GOMP_SPINCOUNT": "10000"},
     "block0": {"KMP_BLOCKTIME": "0"},
     "one": {"OMP_NUM_THREADS": "1"},

@@ -16,7 +16,7 @@ def _run(name: str, argv: list[str] | None) -> int:
     "Prepare the process, then load and run a command of `cli`."
     open_streams()
     leave_on_signals(name)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from llm_course import cli
     except ImportError as error:

@@ -60,7 +60,7 @@ def test_drawing():
 
 @pytest.mark.slow
 def test_threads():
-    said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings one passive")
+    said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings one spin1000")
     assert "train beside 1 busy processes" in said and "generate beside 1" in said
     assert said.count("tokens/s") == 4
 
