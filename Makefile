@@ -5,7 +5,7 @@ CONFIG ?= configs/train_small.yaml
 ARGS   ?=
 LESSON ?=
 
-# A thread that waits for another one sleeps: beside other programs, spinning makes training many times slower.
+# A thread that waits for another one soon sleeps: beside other programs, long spinning makes training many times slower.
 export GOMP_SPINCOUNT ?= 1000
 
 BIN   := .venv/bin
