@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
             return kind(value)  # of a subclass the value itself
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):  # OmegaConf's too
+    if isinstance(value, Mapping):  # also those that are no dict
         return {str(_plain(name)): _plain(part) for name, part in value.items()}
     if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
         return [_plain(part) for part in value]
@@ -205,7 +205,7 @@ class Tracker:
         record,  # a mapping or a dataclass with a `step`; None is left out, NaN and inf are null
         **more,  # of that step, such as sample=text
     ) -> None:
-        """Write one record, with values of numpy, torch and OmegaConf as plain ones. `tokens` and
+        """Write one record, with values of numpy, torch and other mappings as plain ones. `tokens` and
         `seconds` count from the beginning of the run. Raises ValueError without a whole `step`."""
         values = _plain(record)
         if not isinstance(values, dict):

@@ -41,10 +41,12 @@ eval: {documents: 10, stories: 4, show: 6}
 """
 
 
-# Tests that run in the background inherit a shell's "ignore Ctrl-C"; the commands that they start
-# must hear it all the same.
+# Tests that run in the background inherit a shell's "ignore Ctrl-C", and under nohup "ignore a
+# hang-up"; the commands that they start must hear both all the same.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config):

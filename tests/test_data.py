@@ -141,6 +141,8 @@ def test_a_finished_split_is_not_tokenized_again(shell):
     shutil.rmtree(next(folder.glob("valid-*")))
     assert shell.ok(*tokenize).count("already in") == 1
     assert files(folder) == whole and times() == written
+    assert "with another text" in shell.refused(*tokenize, "corpus.max_documents=50")
+    shutil.rmtree(shell.folder / "data" / "tokenizer")
     assert "already" not in shell.ok(*tokenize, "corpus.max_documents=50")
 
 

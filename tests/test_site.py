@@ -194,7 +194,8 @@ def test_a_module_has_every_exported_name(site, module):
     name = module_name(module)
     page = (site / "api" / f"{name}.html").read_text(encoding="utf-8")
     for node in ast.parse(module.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+        is_assigned = isinstance(node, ast.Assign)
+        if is_assigned and getattr(node.targets[0], "id", "") == "__all__":
             exported = ast.literal_eval(node.value)
     assert [one for one in exported if f'id="llm_course.{name}.{one}"' not in page] == []
     lesson = next(path for path in NOTEBOOKS if exported_module(path) == name)
