@@ -141,9 +141,12 @@ def test_a_finished_split_is_not_tokenized_again(shell):
     shutil.rmtree(next(folder.glob("valid-*")))
     assert shell.ok(*tokenize).count("already in") == 1
     assert files(folder) == whole and times() == written
-    assert "with another text" in shell.refused(*tokenize, "corpus.max_documents=50")
+    fewer = (*tokenize, "corpus.max_documents=50")  # another text, for tokenizer and tokens alike
+    assert "with another text" in shell.refused(*fewer)
     shutil.rmtree(shell.folder / "data" / "tokenizer")
-    assert "already" not in shell.ok(*tokenize, "corpus.max_documents=50")
+    assert "corpus.max_documents=None, and the config asks for 50" in shell.refused(*fewer)
+    shutil.rmtree(folder)
+    assert "already" not in shell.ok(*fewer)
 
 
 def test_token_files_of_an_older_version_are_refused_and_written_again(tmp_path):
