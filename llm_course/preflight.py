@@ -6,7 +6,6 @@
 __all__ = ['check_device', 'check_memory', 'check_sampling', 'preflight']
 
 # %% ../nbs/90i_preflight.ipynb #90i0p003
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from .choices import default_d_ff
 from .config import RunConfig
 from .engine import SamplingParams
 from .model_config import GPTConfig
+from .strangers import machine_memory
 
 # %% ../nbs/90i_preflight.ipynb #90i0p005
 def check_device(
@@ -51,9 +51,7 @@ def _memory(device: str) -> int:
     "Bytes of memory that a device has."
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    if not hasattr(os, "sysconf"):  # Windows
-        return 2**63
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine_memory() or 2**63  # unknown: anything fits
 
 
 def check_memory(
