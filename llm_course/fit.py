@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
+from .context import pick_device
 from .cost import peak_flops
 from .dataloader import Batches
 from .gpt import GPT
@@ -206,7 +207,7 @@ def print_results(
     if records:
         speed = median(record["tokens_per_second"] for record in records)
         share = median(record.get("mfu") or 0 for record in records)
-        peak = peak_flops(config.train.device, config.train.dtype) / 1e9
+        peak = peak_flops(pick_device(config.train.device), config.train.dtype) / 1e9
         used = f"{share:.0%} of {peak:,.0f} GFLOP/s"
         print(f"speed       {speed:,.0f} tokens/s in the median step, {used}")
     print(f"checkpoint  {shown(resolve_checkpoint(run))}")
