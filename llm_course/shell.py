@@ -130,7 +130,7 @@ def find_device(
     typed = any(setting.startswith("train.device=") for setting in args.settings)
     try:
         check_device(config.train.device)
-    except ValueError as error:
+    except ValueError:
         if typed or args.config is not None:
             raise
         here = pick_device("auto")
