@@ -22,6 +22,7 @@ from .config import RunConfig
 from .context import pick_device
 from .cost import peak_flops
 from .dataloader import Batches
+from .files import atomic_file
 from .gpt import GPT
 from .measure import StepMetrics
 from .resume import put_aside, settle
@@ -111,10 +112,9 @@ def _where_to_return(run: Path, config: RunConfig) -> str:
     rates = "a lower train.lr"
     if config.train.optimizer == "muon":
         rates += " and train.muon_lr"
-    try:
-        checkpoint = shown(resolve_checkpoint(run))
-    except (FileNotFoundError, ValueError):
+    if not list_checkpoints(run):
         return f"There is no checkpoint yet: begin again with --fresh and {rates}."
+    checkpoint = shown(resolve_checkpoint(run))
     return f"The last checkpoint is {checkpoint}: go on from it with --resume and {rates}."
 
 
@@ -190,7 +190,9 @@ def plot_run(
     if also:
         paths.append(Path(also))
     for path in paths:
-        plot_loss(records, floor, title).savefig(path, dpi=120)
+        with atomic_file(path) as file:
+            kind = path.suffix.removeprefix(".")
+            plot_loss(records, floor, title).savefig(file, format=kind, dpi=120)
     return paths
 
 # %% ../nbs/90d_fit.ipynb #35196cc5
