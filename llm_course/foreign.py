@@ -199,6 +199,7 @@ class HFTokenizer(Tokenizer):
                 f"this tokenizer.json gives {len(ids)} tokens ids up to {self.vocab_size - 1}: "
                 "an id for each, with few gaps, makes a vocabulary."
             )
+        self.gaps = frozenset(range(self.vocab_size)).difference(ids)
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         utf8(check_text(text))

@@ -35,7 +35,8 @@ class Tokenizer(ABC):
 
     kind: str                         # its name in tokenizer_kind.json
     file_names: tuple[str, ...] = ()  # its files beside tokenizer_kind.json
-    vocab_size: int                   # ids are 0 to vocab_size - 1
+    vocab_size: int                   # ids are 0 to vocab_size - 1, but for gaps
+    gaps: frozenset[int] = frozenset()  # ids among these that no token has
     eos_id: int | None                # the id that closes a document; None where there is none
     special_ids: dict[str, int]       # special token → its id
 
@@ -52,6 +53,19 @@ class Tokenizer(ABC):
     def special_tokens(self) -> list[str]:
         "The texts that have an id of their own."
         return list(self.special_ids)
+
+    def has_id(self, i: int) -> bool:
+        "Whether a token has this id."
+        return 0 <= i < self.vocab_size and i not in self.gaps
+
+    def missing_ids(
+        self,
+        vocab_size: int | None = None,  # a model's, which is often padded; None: our own
+    ) -> list[int]:                     # in ascending order
+        "Ids from 0 to `vocab_size - 1` that no token has: gaps and padding, never to be drawn."
+        size = self.vocab_size if vocab_size is None else vocab_size
+        gaps = [i for i in sorted(self.gaps) if i < size]
+        return [*gaps, *range(self.vocab_size, size)]
 
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
@@ -81,12 +95,13 @@ class Tokenizer(ABC):
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
         Raises ValueError for an id that does not exist."""
         ids = list(map(operator.index, ids))  # ints of any kind, numpy's and PyTorch's too
-        for i in (min(ids, default=0), max(ids, default=0)):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(
-                    f"id {i} is outside this vocabulary (0 to {self.vocab_size - 1}): "
-                    "decode with the tokenizer that made it."
-                )
+        unknown = [i for i in set(ids) if not self.has_id(i)]
+        if unknown:
+            but = f", but for {len(self.gaps)} gaps" if self.gaps else ""
+            raise ValueError(
+                f"id {min(unknown)} is outside this vocabulary (0 to {self.vocab_size - 1}{but}): "
+                "decode with the tokenizer that made it."
+            )
         return self._decode(ids)
 
     @abstractmethod
