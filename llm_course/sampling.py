@@ -12,7 +12,7 @@ import torch
 
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
-from .interface import decode_stream
+from .streams import decode_stream
 from .writing import check_prompt, prompt_ids, start_writing
 
 # %% ../nbs/08_sampling.ipynb #fe019df0
