@@ -228,6 +228,11 @@ class HFTokenizer(Tokenizer):
             bos_id=begin_ids[0] if begin_ids else None,
         )
 
+    @property
+    def added_ids(self) -> set[int]:
+        "The ids of tokens that were added to a trained vocabulary."
+        return set(self._hf.get_added_tokens_decoder())
+
     def _encode(self, text: str, plain: bool) -> list[int]:
         utf8(check_text(text))
         self._hf.encode_special_tokens = plain

@@ -237,9 +237,7 @@ def _read_folder(folder: Path) -> Tokenizer:
                 return read(folder / name)
     facts = parse_json(kind_file.read_bytes(), kind_file)
     if facts["format"] not in (3, 4):  # 4: with marks that are not the course's own
-        raise ValueError(
-            f"its format is {short(facts['format'])}, and this version reads format 3 and 4"
-        )
+        raise ValueError(f"its format is {short(facts['format'])}, and this version reads format 3, 4")
     facts = open_json(kind_file)
     if facts["kind"] not in KINDS:
         raise ValueError(f"its kind {short(facts['kind'])} is none of {', '.join(KINDS)}")

@@ -50,6 +50,11 @@ class Tokenizer(ABC):
         "The id that closes a document; None where there is none."
         return self.marks.eos_id
 
+    @property
+    def added_ids(self) -> set[int]:
+        "The ids of tokens that were added to a trained vocabulary."
+        return set(self.special_ids.values())
+
     @cached_property
     def _special_pattern(self) -> re.Pattern:  # when it is needed: 20,000 tokens take a second
         return special_pattern(self.special_ids)
