@@ -9,6 +9,7 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from io import BytesIO
 from itertools import chain, groupby
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .interface import Tokenizer
+from .text_marks import TextMarks
 from .texts import END_OF_TEXT, check_text, each_text, utf8
 
 # %% ../nbs/01c_foreign.ipynb #e395e349
@@ -84,6 +86,21 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     return model.getvalue()
 
 # %% ../nbs/01c_foreign.ipynb #6c818904
+def _sentencepiece_marks(model: Any) -> TextMarks:
+    "What a sentencepiece model says of its ids; -1 stands for none."
+    said = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
+    ids = {name: i for name, i in said.items() if i >= 0}
+    if "bos" not in ids:
+        return replace(TextMarks.around(ids.get("eos")), pad_id=ids.get("pad"))
+    return TextMarks(
+        begin_ids=(ids["bos"],),
+        end_ids=(ids["eos"],) if "eos" in ids else (),
+        pad_id=ids.get("pad"),
+        unk_id=model.unk_id(),
+        bos_id=ids["bos"],
+    )
+
+
 class SentencePieceTokenizer(Tokenizer):
     """sentencepiece model (Kudo and Richardson 2018) behind our names.
 
@@ -108,8 +125,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._sp.get_piece_size()
         control = [i for i in range(self.vocab_size) if self._sp.is_control(i)]
         self._set_special({self._sp.id_to_piece(i): i for i in control})
-        eos_id = self._sp.eos_id()
-        self.eos_id = eos_id if eos_id >= 0 else None
+        self.marks = _sentencepiece_marks(self._sp)
 
     @classmethod
     def train(
@@ -213,7 +229,7 @@ class HFTokenizer(Tokenizer):
         added = sorted(self._hf.get_added_tokens_decoder().items())
         self._set_special({token.content: i for i, token in added if token.special})
         self.eos_token = eos_token
-        self.eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
+        self.marks = self._find_marks()
         ids = self._hf.get_vocab(with_added_tokens=True).values()
         self.vocab_size = 1 + max(ids, default=-1)
         if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:
@@ -222,6 +238,23 @@ class HFTokenizer(Tokenizer):
                 "an id for each, with few gaps, makes a vocabulary."
             )
         self.gaps = frozenset(range(self.vocab_size)).difference(ids)
+
+    def _find_marks(self) -> TextMarks:
+        "What tokenizer.json puts in front of a text, and `eos_token`, which ends it."
+        eos_id = None if self.eos_token is None else self._hf.token_to_id(self.eos_token)
+        found = self._hf.encode("a", add_special_tokens=True)
+        n_begin = found.special_tokens_mask.index(0) if 0 in found.special_tokens_mask else 0
+        begin_ids = tuple(found.ids[:n_begin])
+        return TextMarks(
+            begin_ids=begin_ids,
+            end_ids=() if eos_id is None else (eos_id,),
+            bos_id=begin_ids[0] if begin_ids else None,
+        )
+
+    @property
+    def added_ids(self) -> set[int]:
+        "The ids of tokens that were added to a trained vocabulary."
+        return set(self._hf.get_added_tokens_decoder())
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         utf8(check_text(text))

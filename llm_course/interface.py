@@ -19,6 +19,7 @@ import numpy as np
 
 from .files import atomic_file, atomic_folder
 from .seals import seal_json
+from .text_marks import TextMarks
 from llm_course.texts import (
     END_OF_TEXT,
     check_special_tokens,
@@ -37,13 +38,23 @@ class Tokenizer(ABC):
     file_names: tuple[str, ...] = ()  # its files beside tokenizer_kind.json
     vocab_size: int                   # ids are 0 to vocab_size - 1, but for gaps
     gaps: frozenset[int] = frozenset()  # ids among these that no token has
-    eos_id: int | None                # the id that closes a document; None where there is none
+    marks: TextMarks                  # the ids around a text, and how a conversation is written
     special_ids: dict[str, int]       # special token → its id
 
     def _set_special(self, special_ids: dict[str, int]) -> None:
         check_special_tokens(special_ids)
         self.special_ids = special_ids
-        self.eos_id = special_ids.get(END_OF_TEXT)
+        self.marks = TextMarks.around(special_ids.get(END_OF_TEXT))
+
+    @property
+    def eos_id(self) -> int | None:
+        "The id that closes a document; None where there is none."
+        return self.marks.eos_id
+
+    @property
+    def added_ids(self) -> set[int]:
+        "The ids of tokens that were added to a trained vocabulary."
+        return set(self.special_ids.values())
 
     @cached_property
     def _special_pattern(self) -> re.Pattern:  # when it is needed: 20,000 tokens take a second
@@ -126,8 +137,18 @@ class Tokenizer(ABC):
     def from_files(cls, files: dict[str, bytes]) -> "Tokenizer":
         "The tokenizer that these `files` make, name → content."
 
+    @classmethod
+    def restore(cls, files: dict[str, bytes]) -> "Tokenizer":
+        "The tokenizer that these `files` make, with its marks."
+        tokenizer = cls.from_files(files)
+        marks = json.loads(files["tokenizer_kind.json"]).get("marks")
+        tokenizer.marks = TextMarks(**marks) if marks else TextMarks.around(tokenizer.eos_id)
+        return tokenizer
+
     def _kind_file(self, **facts) -> dict[str, bytes]:
         facts = {"format": 3, "kind": self.kind, **facts}
+        if self.marks != TextMarks.around(self.eos_id):  # which format 3 does not know
+            facts |= {"format": 4, "marks": self.marks.as_dict()}
         text = json.dumps(facts, ensure_ascii=False, indent=1)
         return {"tokenizer_kind.json": utf8(text + "\n")}
 
@@ -161,7 +182,7 @@ class Tokenizer(ABC):
         return type(self) is type(other) and self.files() == other.files()
 
     def __reduce__(self):
-        return type(self).from_files, (self.files(),)
+        return type(self).restore, (self.files(),)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.vocab_size:,} tokens, special: {self.special_tokens})"

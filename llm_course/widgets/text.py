@@ -151,12 +151,11 @@ class Draft:
     ) -> Iterator[GeneratedToken]:
         "The tokens that write on from here; they are not yet added."
         self.seed = seed
-        stop_ids = {self.spelling.tokenizer.eos_id} - {None}
         return generate_tokens(
             self.model,
             self.before(self.start),
             length,
-            stop_ids=stop_ids,
+            stop_ids=self.spelling.tokenizer.marks.end_ids,
             force_tokens=force_tokens,
             generator=torch.Generator().manual_seed(seed),
             **sampling,
