@@ -46,10 +46,10 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
     problems = []
 
-    def sentences():  # an error in here would reach us as text inside another error
+    def sentences():  # an error in here, or Ctrl-C, would reach us as text inside another error
         try:
             yield from _sentences(texts)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             problems.append(error)
 
     lines = sentences()

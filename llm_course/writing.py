@@ -150,6 +150,17 @@ def _write(
                 generator = [generator[row] for row in rows]
         feed = [texts[i][-1:] for i in in_row]
 
+# %% ../nbs/08e_writing.ipynb #64a7e2fa
+def _with_bar(steps: Iterable, n: int) -> Iterator:
+    "The steps of a text under a progress bar. Ended early, it is complete: a short bar turns red."
+    with tqdm(total=n, unit=" tokens") as bar:
+        try:
+            for step in steps:
+                yield step
+                bar.update()
+        finally:
+            bar.total = bar.n
+
 # %% ../nbs/08e_writing.ipynb #64a7e2fb
 def start_writing(
     model: CausalLM,                 # what will read the prompts and write
@@ -177,7 +188,7 @@ def start_writing(
     longest = max(map(len, prompts))
     decoder = Decoder(model, len(prompts), longest + max_new_tokens)
     steps = _write(decoder, prompts, n_each, max_new_tokens, params, generator, top_logprobs)
-    return tqdm(steps, total=max_new_tokens, unit=" tokens", disable=not progress)
+    return _with_bar(steps, max_new_tokens) if progress else steps
 
 # %% ../nbs/08e_writing.ipynb #3c1048aa
 def generate_tokens(
