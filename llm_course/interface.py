@@ -129,6 +129,10 @@ class Tokenizer(ABC):
     def _decode(self, ids: list[int]) -> str:
         "The text of ids that exist."
 
+    def token_name(self, i: int) -> str:
+        "What files call the token of id `i`: its text, or how its library spells it."
+        return self.decode([i])
+
     def is_settled(self, i: int) -> bool:
         """Whether the text of ids that end with `i` stays as it is, whatever follows, but for U+FFFD
         at its end. A kind that reads several ids as a whole says where such a run may go on."""
