@@ -9,7 +9,6 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from io import BytesIO
 from itertools import chain, groupby
