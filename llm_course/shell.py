@@ -12,9 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
-from typing import Any, NamedTuple
-
 from .checkpoint import find_model, load_model
 from .config import RunConfig, flat_settings, load_config
 from .context import pick_device
@@ -22,7 +19,9 @@ from .gpt import GPT
 from .preflight import check_device, check_sampling
 from .run_folder import read_config, resolve_checkpoint
 from .runs import shown
-from .terminal import guarded_output, interruptible, stop_code
+from .terminal import ReaderGone, guarded_output, interruptible, stop_code
+from pathlib import Path
+from typing import Any, NamedTuple
 
 # %% ../nbs/90c_shell.ipynb #1b056534
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +36,7 @@ def base_parser(
     description: str | None,  # what it does
 ) -> argparse.ArgumentParser:
     "Argument parser with what all commands take: --config, --debug and settings."
-    parser = _Parser(prog=name, description=description)
+    parser = _Parser(prog=name, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -85,7 +84,7 @@ def command(
                     code = function(words) or 0
                     sys.stdout.flush()
                 return code
-            except BrokenPipeError:  # the reader of our output has gone, as in `llm_generate | head`
+            except ReaderGone:
                 return 0
             except (Exception, KeyboardInterrupt) as error:
                 code = stop_code(error)
