@@ -12,6 +12,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
 from .checkpoint import find_model, load_model
 from .config import RunConfig, flat_settings, load_config
 from .context import pick_device
@@ -20,8 +23,6 @@ from .preflight import check_device, check_sampling
 from .run_folder import read_config, resolve_checkpoint
 from .runs import shown
 from .terminal import ReaderGone, guarded_output, interruptible, stop_code
-from pathlib import Path
-from typing import Any, NamedTuple
 
 # %% ../nbs/90c_shell.ipynb #1b056534
 class _Parser(argparse.ArgumentParser):
