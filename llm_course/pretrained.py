@@ -21,7 +21,8 @@ from .context import unwrap
 from .families import FAMILIES
 from .files import atomic_folder
 from .foreign import HFTokenizer, SentencePieceTokenizer
-from .formats import from_gpt2, load_tokenizer, to_hf
+from .foreign_bpe import from_gpt2
+from .formats import load_tokenizer, to_hf
 from .gpt import GPT
 from .heads import head_sizes
 from .hfconfig import choose_family, config_from_hf, config_to_hf, read_json
