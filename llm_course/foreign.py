@@ -45,10 +45,10 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
     problems = []
 
-    def sentences():  # an error in here, or Ctrl-C, would reach us as text inside another error
+    def sentences():  # an error in here would reach us as text inside another error
         try:
             yield from _sentences(texts)
-        except (Exception, KeyboardInterrupt) as error:
+        except Exception as error:
             problems.append(error)
 
     lines = sentences()
@@ -115,10 +115,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._names = {i: token for token, i in self.special_ids.items()}
         self.vocab_size = max(n_pieces, *(i + 1 for i in self._names))
         if self.vocab_size > 2 * n_pieces + 1000:
-            raise ValueError(
-                f"the added tokens' ids go up to {self.vocab_size - 1}, and the model has "
-                f"{n_pieces} tokens: they do not belong together."
-            )
+            ids = f"ids up to {self.vocab_size - 1}, and the model has {n_pieces} tokens"
+            raise ValueError(f"the added tokens have {ids}: they do not belong together.")
         self.gaps = frozenset(range(n_pieces, self.vocab_size)).difference(self._names)
         self.marks = sentencepiece_marks(self._sp)
 
@@ -163,9 +161,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def byte_of(self, i: int) -> int | None:
         "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
-        if i in self._names or not self._sp.is_byte(i):
-            return None
-        return int(self._sp.id_to_piece(i)[3:-1], 16)
+        is_byte = i not in self._names and self._sp.is_byte(i)
+        return int(self._sp.id_to_piece(i)[3:-1], 16) if is_byte else None
 
     def files(self) -> dict[str, bytes]:
         "The model as tokenizer.model, and tokenizer_kind.json: name → content."

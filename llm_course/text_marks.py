@@ -170,11 +170,12 @@ def _ids(*said: Any) -> list[int]:
 
 # %% ../nbs/01g_text_marks.ipynb #01g-read
 def _begin_ids(folder: Path, tokenizer: Any, bos_id: int | None) -> list[int]:
-    "What is put in front of a text: tokenizer.json decides alone, other files can be overruled."
+    "What is put in front of a text: tokenizer.json decides alone, GPT-2's files put nothing there."
     own = tokenizer.marks.begin_ids
-    adds_bos = _said_of_tokens(folder).get("add_bos_token", bool(own))
     if tokenizer.kind == "hf":
         return list(own)
+    by_default = tokenizer.kind == "sentencepiece" and bool(own)
+    adds_bos = _said_of_tokens(folder).get("add_bos_token", by_default)
     return _ids(bos_id) if adds_bos else []
 
 
@@ -183,15 +184,20 @@ def read_marks(
     tokenizer: Any,             # the one in it, with the marks of its own file
     model: dict | None = None,  # what config.json says; None: read it
 ) -> TextMarks:
-    """Marks of a tokenizer in another library's folder. The end that its files name comes first,
-    then those of generation_config.json or config.json. ValueError for damaged files."""
+    """Marks of a tokenizer in another library's folder; its own where nothing stands beside it. The
+    end that its files name comes first, then those of generation_config.json, else of config.json.
+    ValueError for damaged files."""
     own = tokenizer.marks
+    facts = _read(folder / "config.json") if model is None else model
+    facts = facts | {name: i for name, i in _read(folder / "generation_config.json").items() if i}
+    if not facts and not _said_of_tokens(folder):
+        return own
     named = named_tokens(folder)
     found = {name: tokenizer.encode(text) for name, text in named.items()}
     ids = {name: ids[0] for name, ids in found.items() if len(ids) == 1}
-    facts = _read(folder / "config.json") if model is None else model
-    facts = facts | {name: i for name, i in _read(folder / "generation_config.json").items() if i}
-    end_ids = _ids(ids.get("eos", own.eos_id), facts.get("eos_token_id"))
+    end_ids = _ids(ids.get("eos"), facts.get("eos_token_id"))
+    if not end_ids and (tokenizer.kind != "hf" or not facts):  # no config.json says: there is none
+        end_ids = _ids(own.eos_id)
     n_rows = facts.get("vocab_size", tokenizer.vocab_size)
     bos_ids = _ids(ids.get("bos", own.bos_id), None if named else facts.get("bos_token_id"))
     bos_id = bos_ids[0] if bos_ids else None
