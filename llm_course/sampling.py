@@ -13,7 +13,7 @@ import torch
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
 from .streams import decode_stream
-from .writing import check_prompt, prompt_ids, start_writing
+from .writing import check_prompt, prompt_ids, start_writing, text_settings
 
 # %% ../nbs/08_sampling.ipynb #fe019df0
 def generate(
@@ -50,7 +50,8 @@ def generate_text(
 ) -> Iterator[str]:                    # pieces of whole characters, without the prompt
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
-    stops = {*stop_ids, *tokenizer.marks.end_ids}
-    sampling |= {"stop_ids": stops, "generator": generator, "progress": progress}
-    written = generate(model, prompt_ids(model, tokenizer, prompt), max_new_tokens, **sampling)
-    return stop_at(decode_stream(tokenizer, written), stop_strings)
+    ids = prompt_ids(model, tokenizer, prompt)
+    sampling = text_settings(model, tokenizer, stop_ids, **sampling)
+    written = generate(model, ids, max_new_tokens, generator=generator, progress=progress, **sampling)
+    before = tokenizer.encode_ordinary(prompt)
+    return stop_at(decode_stream(tokenizer, written, before), stop_strings)
