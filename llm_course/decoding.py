@@ -36,7 +36,7 @@ def _extend(
 ) -> tuple[list[Beam], list[Beam], list[int]]:
     "The best that end, the best that go on, and which beam each of these continues."
     log_probs = logits.log_softmax(-1, dtype=widest_float(logits.device)).cpu()
-    log_probs = suppress_tokens(log_probs, params.suppress_tokens)
+    log_probs = suppress_tokens(log_probs, params.suppressed)
     totals = torch.tensor([[beam.log_prob] for beam in beams], dtype=log_probs.dtype) + log_probs
     stop_ids = set(params.stop_ids)
     n_best = n_beams * (1 + len(stop_ids))  # enough that n_beams of them go on

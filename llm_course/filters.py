@@ -10,7 +10,6 @@ __all__ = ['Generators', 'check_number', 'check_ids', 'check_bias', 'apply_tempe
 # %% ../nbs/08d_filters.ipynb #f9981fac
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from numbers import Integral, Real
 from typing import TypeAlias
 
@@ -160,21 +159,14 @@ def typical_filter(
     return _keep_until(logits, (surprise - entropy).abs().argsort(dim=-1, stable=True), p)
 
 # %% ../nbs/08d_filters.ipynb #6a46a91e
-@lru_cache(maxsize=8)
-def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    "The ids on a device, made once: a padded vocabulary cuts the same hundreds at each step."
-    with torch.inference_mode(False):  # one made there could not be used elsewhere
-        return torch.tensor(ids, device=device)
-
-
 def suppress_tokens(
     logits: Tensor,      # (..., V)
-    ids: Sequence[int],  # never to be drawn; none: no change
+    ids: Sequence[int] | Tensor,  # never to be drawn; none: no change
 ) -> Tensor:             # (..., V), -inf at the ids
     "Token suppression: cut these tokens."
-    if not ids:
+    if len(ids) == 0:
         return logits
-    return logits.index_fill(-1, _index(tuple(ids), logits.device), -math.inf)
+    return logits.index_fill(-1, torch.as_tensor(ids, device=logits.device), -math.inf)
 
 
 def force_tokens(

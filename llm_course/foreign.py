@@ -46,10 +46,10 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
     problems = []
 
-    def sentences():  # an error in here would reach us as text inside another error
+    def sentences():  # an error in here, or Ctrl-C, would reach us as text inside another error
         try:
             yield from _sentences(texts)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             problems.append(error)
 
     lines = sentences()
@@ -163,7 +163,7 @@ class SentencePieceTokenizer(Tokenizer):
         return "".join(parts)
 
     def byte_of(self, i: int) -> int | None:
-        "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
+        "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
         return int(self._sp.id_to_piece(i)[3:-1], 16) if self._sp.is_byte(i) else None
 
     def files(self) -> dict[str, bytes]:
@@ -259,11 +259,11 @@ class HFTokenizer(Tokenizer):
         return self._hf.decode(ids, skip_special_tokens=False)
 
     def is_settled(self, i: int) -> bool:
-        "Not within a run of bytes, which is read as a whole, nor where the whole text is searched."
+        "False where `i` is a byte, since a run is read as a whole, and where all text is searched."
         return self._decoder.is_local and i not in self._decoder.byte_of
 
     def byte_of(self, i: int) -> int | None:
-        "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
+        "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
         return self._decoder.byte_of.get(i)
 
     def files(self) -> dict[str, bytes]:

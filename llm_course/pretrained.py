@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .bpe import BPETokenizer
-from .context import unwrap
+from .context import pick_device, unwrap
 from .families import FAMILIES
 from .files import atomic_folder
 from .foreign import HFTokenizer, SentencePieceTokenizer
@@ -117,16 +117,30 @@ def _find_folder(name: str | Path) -> Path:
         ) from None
 
 # %% ../nbs/11_pretrained.ipynb #5ae4b8e8
+_FLOATS = {"float32", "bfloat16", "float16", "float64"}
+
+
+def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    "The dtype that is meant; None: as it is stored."
+    name = str(dtype).removeprefix("torch.")
+    if name in ("auto", "None"):
+        return None
+    if name not in _FLOATS:
+        raise ValueError(f"dtype is {name}: give one of {', '.join(sorted(_FLOATS))} or auto.")
+    return getattr(torch, name)
+
+
 def from_pretrained(
     folder_or_name: str | Path,  # a folder, or a name on the Hub: "openai-community/gpt2"
-    dtype: torch.dtype | None = torch.float32,  # of the model; None: as it is stored
-    device: str | torch.device = "cpu",  # where the model should be
+    dtype: torch.dtype | str | None = "float32",  # of the model; "auto" or None: as it is stored
+    device: str = "cpu",  # where the model should be, or "auto"
 ) -> tuple[GPT, Any]:  # the model, in evaluation mode, and its tokenizer or None
     """Pretrained model from the Hugging Face world: a GPT-2, Llama, Mistral, Qwen2 or Qwen3 as our
     GPT. Dropout is left at 0: it belongs to training, not to the model.
 
     ValueError or FileNotFoundError names what cannot be computed, or each weight that does not
     fit; ImportError for a name on the Hub without huggingface_hub."""
+    dtype = _read_dtype(dtype)
     folder = _find_folder(folder_or_name)
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf)
@@ -151,7 +165,7 @@ def from_pretrained(
         dtype = load_tensor(maps[0].theirs, stored).dtype
     n_bytes = dtype.itemsize * sum(math.prod(entry.shape) for entry in maps)
     check_memory(n_bytes, f"The model in {folder}")
-    model = empty_model(config, dtype, device)
+    model = empty_model(config, dtype, pick_device(device))
     fill_model(model, maps, stored)
     return model, tokenizer
 

@@ -50,8 +50,9 @@ def generate_text(
 ) -> Iterator[str]:                    # pieces of whole characters, without the prompt
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
-    ids = prompt_ids(model, tokenizer, prompt)
+    start = prompt_ids(model, tokenizer, prompt)
     sampling = text_settings(model, tokenizer, stop_ids, **sampling)
-    written = generate(model, ids, max_new_tokens, generator=generator, progress=progress, **sampling)
+    sampling |= {"generator": generator, "progress": progress}
+    written = generate(model, start, max_new_tokens, **sampling)
     before = tokenizer.encode_ordinary(prompt)
     return stop_at(decode_stream(tokenizer, written, before), stop_strings)

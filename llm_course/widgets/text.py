@@ -68,9 +68,8 @@ class Spelling:
 
     def add(self, token: GeneratedToken) -> None:
         "Take in a token, and show it as soon as it makes whole characters, as `decode_stream` does."
-        settled = self.tokenizer.is_settled
-        if self.tokens and settled(token.id) and not settled(self.tokens[-1].id):
-            self._spell(self.decoder.finish())  # a run of bytes has ended
+        if self.tokens and self.decoder.ends_run(self.tokens[-1].id, token.id):
+            self._spell(self.decoder.finish())
         self.tokens.append(token)
         text = self.decoder.add(token.id)
         if text:
