@@ -76,7 +76,7 @@ class Tokenizer(ABC):
         return list(self.special_ids)
 
     def has_id(self, i: int) -> bool:
-        "Whether a token has this id."
+        "Whether a token has the id `i`."
         return 0 <= i < self.vocab_size and i not in self.gaps
 
     def missing_ids(
