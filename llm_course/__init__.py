@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .heads import causal_mask as causal_mask
     from .heads import MultiHeadAttention as MultiHeadAttention
     from .interface import CharTokenizer as CharTokenizer
-    from .interface import decode_stream as decode_stream
     from .learning import AdamW as AdamW
     from .learning import cross_entropy as cross_entropy
     from .measure import evaluate as evaluate
@@ -51,6 +50,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .schedules import cosine_schedule as cosine_schedule
     from .settings import TrainConfig as TrainConfig
     from .sources import load_documents as load_documents
+    from .streams import decode_stream as decode_stream
     from .throughput import optimize_for_training as optimize_for_training
     from .tokenfiles import TokenDataset as TokenDataset
     from .tokenfiles import write_ids as write_ids
@@ -63,7 +63,7 @@ _HOME = {
     "Tales": "corpus",
     "load_documents": "sources",
     "CharTokenizer": "interface",
-    "decode_stream": "interface",
+    "decode_stream": "streams",
     "BPETokenizer": "bpe",
     "from_gpt2": "foreign_bpe",
     "from_tiktoken": "foreign_bpe",

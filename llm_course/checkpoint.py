@@ -6,7 +6,6 @@
 __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 'load_model']
 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
-import math
 import os
 import warnings
 from dataclasses import asdict, is_dataclass
@@ -45,6 +44,7 @@ from llm_course.run_state import (
 )
 from .seals import seal_text
 from .sources import project_root
+from .text_marks import fits_rows
 
 # %% ../nbs/07b_checkpoint.ipynb #c99a23c3
 def _plain(section) -> Any:
@@ -78,8 +78,8 @@ def _write_config(folder: Path, step: int, model: nn.Module, config, valid_loss)
 # %% ../nbs/07b_checkpoint.ipynb #a44344ba
 def _check_tokenizer(model: nn.Module, tokenizer) -> None:
     "ValueError where a tokenizer has ids that the model has no embedding for."
-    size = getattr(getattr(unwrap(model), "config", None), "vocab_size", math.inf)
-    if tokenizer is not None and tokenizer.vocab_size > size:
+    size = getattr(getattr(unwrap(model), "config", None), "vocab_size", None)
+    if tokenizer is not None and size is not None and not fits_rows(tokenizer, size):
         raise ValueError(
             f"{tokenizer!r} has {tokenizer.vocab_size} tokens, the model knows {size}: "
             f"this tokenizer does not belong to this model."

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from .config import RunConfig, load_config
+from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
 from .fast import optimize_for_decoding
@@ -44,7 +45,7 @@ from llm_course.runs import (
     token_floor,
 )
 from .sampling import generate_text
-from .shell import base_parser, command, open_model, read_prompt
+from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
@@ -93,10 +94,11 @@ def _run_folder(args: argparse.Namespace) -> Path:
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
     "The config to train with; going on without --config, the run's own counts."
-    path = args.config
-    if args.resume and path is None:
-        path = resolve_checkpoint(_run_folder(args)) / "config.yaml"
-    return load_config(path, args.settings)
+    if not args.resume or args.config is not None:
+        return load_config(args.config, args.settings)
+    config = load_config(resolve_checkpoint(_run_folder(args)) / "config.yaml", args.settings)
+    find_device(config, args, "llm_train")
+    return config
 
 
 class _Parts(NamedTuple):
@@ -125,7 +127,7 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
             print(f"changed     {name}: {was} → {now}")
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(settings.seed)
-    model = GPT(config.model).to(settings.device)
+    model = GPT(config.model).to(pick_device(settings.device))
     optimize_for_training(model)
     optimizer = make_optimizer(model, settings)
     sizes = (settings.batch_size, settings.seq_len)

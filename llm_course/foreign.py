@@ -9,12 +9,15 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
 from io import BytesIO
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from .interface import Tokenizer
+from .text_marks import TextMarks
 from .texts import END_OF_TEXT, check_text, each_text, utf8
 
 # %% ../nbs/01c_foreign.ipynb #e395e349
@@ -43,10 +46,10 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
     problems = []
 
-    def sentences():  # an error in here would reach us as text inside another error
+    def sentences():  # an error in here, or Ctrl-C, would reach us as text inside another error
         try:
             yield from _sentences(texts)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             problems.append(error)
 
     lines = sentences()
@@ -83,6 +86,21 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     return model.getvalue()
 
 # %% ../nbs/01c_foreign.ipynb #6c818904
+def _sentencepiece_marks(model: Any) -> TextMarks:
+    "What a sentencepiece model says of its ids; -1 stands for none."
+    said = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
+    ids = {name: i for name, i in said.items() if i >= 0}
+    if "bos" not in ids:
+        return replace(TextMarks.around(ids.get("eos")), pad_id=ids.get("pad"))
+    return TextMarks(
+        begin_ids=(ids["bos"],),
+        end_ids=(ids["eos"],) if "eos" in ids else (),
+        pad_id=ids.get("pad"),
+        unk_id=model.unk_id(),
+        bos_id=ids["bos"],
+    )
+
+
 class SentencePieceTokenizer(Tokenizer):
     """sentencepiece model (Kudo and Richardson 2018) behind our names.
 
@@ -107,8 +125,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._sp.get_piece_size()
         control = [i for i in range(self.vocab_size) if self._sp.is_control(i)]
         self._set_special({self._sp.id_to_piece(i): i for i in control})
-        eos_id = self._sp.eos_id()
-        self.eos_id = eos_id if eos_id >= 0 else None
+        self.marks = _sentencepiece_marks(self._sp)
 
     @classmethod
     def train(
@@ -145,6 +162,10 @@ class SentencePieceTokenizer(Tokenizer):
                 parts.append(self._sp.decode(list(run)))
         return "".join(parts)
 
+    def byte_of(self, i: int) -> int | None:
+        "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
+        return int(self._sp.id_to_piece(i)[3:-1], 16) if self._sp.is_byte(i) else None
+
     def files(self) -> dict[str, bytes]:
         "The model as tokenizer.model, and tokenizer_kind.json: name → content."
         return {"tokenizer.model": self._model} | self._kind_file()
@@ -169,6 +190,23 @@ def _read_hf(text: str) -> Any:
     tokenizer.no_padding()
     return tokenizer
 
+
+def _decoder_steps(step: dict | None) -> list[dict]:
+    "The steps of a decoder as tokenizer.json describes it, those of inner sequences in their place."
+    if step is None:
+        return []
+    if step["type"] != "Sequence":
+        return [step]
+    return list(chain.from_iterable(map(_decoder_steps, step["decoders"])))
+
+
+def _is_local(steps: list[dict]) -> bool:
+    "Whether a decoder leaves text as it is when more follows: no search in a text that is fused."
+    names = [step["type"] for step in steps]
+    after = steps[names.index("Fuse") + 1 :] if "Fuse" in names else []
+    one_sign = [len(step.get("pattern", {}).get("String", "")) == 1 for step in after]
+    return all(step["type"] in ("Strip", "Fuse") or one for step, one in zip(after, one_sign))
+
 # %% ../nbs/01c_foreign.ipynb #1c69d8a0
 class HFTokenizer(Tokenizer):
     "Hugging Face `tokenizers` tokenizer behind our names."
@@ -191,7 +229,7 @@ class HFTokenizer(Tokenizer):
         added = sorted(self._hf.get_added_tokens_decoder().items())
         self._set_special({token.content: i for i, token in added if token.special})
         self.eos_token = eos_token
-        self.eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
+        self.marks = self._find_marks()
         ids = self._hf.get_vocab(with_added_tokens=True).values()
         self.vocab_size = 1 + max(ids, default=-1)
         if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:
@@ -199,6 +237,24 @@ class HFTokenizer(Tokenizer):
                 f"this tokenizer.json gives {len(ids)} tokens ids up to {self.vocab_size - 1}: "
                 "an id for each, with few gaps, makes a vocabulary."
             )
+        self.gaps = frozenset(range(self.vocab_size)).difference(ids)
+
+    def _find_marks(self) -> TextMarks:
+        "What tokenizer.json puts in front of a text, and `eos_token`, which ends it."
+        eos_id = None if self.eos_token is None else self._hf.token_to_id(self.eos_token)
+        found = self._hf.encode("a", add_special_tokens=True)
+        n_begin = found.special_tokens_mask.index(0) if 0 in found.special_tokens_mask else 0
+        begin_ids = tuple(found.ids[:n_begin])
+        return TextMarks(
+            begin_ids=begin_ids,
+            end_ids=() if eos_id is None else (eos_id,),
+            bos_id=begin_ids[0] if begin_ids else None,
+        )
+
+    @property
+    def added_ids(self) -> set[int]:
+        "The ids of tokens that were added to a trained vocabulary."
+        return set(self._hf.get_added_tokens_decoder())
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         utf8(check_text(text))
@@ -217,6 +273,33 @@ class HFTokenizer(Tokenizer):
 
     def _decode(self, ids):
         return self._hf.decode(ids, skip_special_tokens=False)
+
+    @cached_property
+    def _decoder(self) -> list[dict]:
+        decoder = self._hf.decoder
+        return _decoder_steps(json.loads(decoder.__getstate__()) if decoder else None)
+
+    @cached_property
+    def _byte_of(self) -> dict[int, int]:
+        "Byte fallback: id to byte. A run of bytes is a text, or is none of it, as a whole."
+        if not any(step["type"] == "ByteFallback" for step in self._decoder):
+            return {}
+        names = {form % byte: byte for byte in range(256) for form in ("<0x%02X>", "<0x%02x>")}
+        ids = {self._hf.token_to_id(name): byte for name, byte in names.items()}
+        return {i: byte for i, byte in ids.items() if i is not None}
+
+    @cached_property
+    def _is_local(self) -> bool:
+        return _is_local(self._decoder)
+
+    def is_settled(self, i: int) -> bool:
+        """Whether the text so far stays as it is after id `i`: not within a run of bytes, which is
+        read as a whole, and nowhere where the decoder searches the whole text."""
+        return self._is_local and i not in self._byte_of
+
+    def byte_of(self, i: int) -> int | None:
+        "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
+        return self._byte_of.get(i)
 
     def files(self) -> dict[str, bytes]:
         "The library's tokenizer.json, and tokenizer_kind.json: name → content."

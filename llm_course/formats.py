@@ -194,10 +194,8 @@ def _read_folder(folder: Path) -> Tokenizer:
             if (folder / name).is_file():
                 return read(folder / name)
     facts = parse_json(kind_file.read_bytes(), kind_file)
-    if facts["format"] not in (3, 4):  # 4: with what older versions do not know
-        raise ValueError(
-            f"its format is {short(facts['format'])}, and this version reads format 3 and 4"
-        )
+    if facts["format"] not in (3, 4):  # 4: with marks that are not the course's own
+        raise ValueError(f"its format is {short(facts['format'])}, and this version reads format 3, 4")
     facts = open_json(kind_file)
     if facts["kind"] not in KINDS:
         raise ValueError(f"its kind {short(facts['kind'])} is none of {', '.join(KINDS)}")
@@ -207,7 +205,7 @@ def _read_folder(folder: Path) -> Tokenizer:
     for name in cls.file_names:
         if hashlib.sha256(files[name]).hexdigest() != facts["sums"][name]:
             raise ValueError(f"its {name} is not as it was saved")
-    return cls.from_files(files)
+    return cls.restore(files)
 
 
 def load_tokenizer(

@@ -19,7 +19,7 @@ from .bpe import BPETokenizer
 from .checkpoint import load_model, save_checkpoint
 from .config import RunConfig, flat_settings
 from .corpus import Tales
-from .files import atomic_folder
+from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer
 from .interface import CharTokenizer
@@ -188,7 +188,7 @@ def get_tokenizer(
     """Tokenizer of a run, from data/tokenizer/NAME; trained and saved first where there is none.
 
     Prints which. Raises ValueError where one of another text or of other settings is there."""
-    folder = data_folder("tokenizer", config)
+    folder = whole_folder(data_folder("tokenizer", config))
     wanted = _tokenizer_settings(config) | {"texts": _sum_of_texts(_training_texts(config))}
     if not folder.is_dir():
         tokenizer = _train_tokenizer(config)
@@ -207,7 +207,7 @@ def open_data(
     """Data of a run, as `llm_tokenize` wrote it.
 
     Raises FileNotFoundError where it did not run, ValueError for parts that do not fit together."""
-    folder = data_folder("tokenizer", config)
+    folder = whole_folder(data_folder("tokenizer", config))
     if not folder.is_dir():
         command = "run llm_tokenize with the same config first"
         raise FileNotFoundError(f"there is no tokenizer at {shown(folder)}: {command}.")

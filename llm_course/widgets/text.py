@@ -18,6 +18,7 @@ import torch
 import traitlets
 
 from ..engine import slide_window
+from ..streams import StreamDecoder
 from ..viz_text import level_names, probability_level, show_token
 from .base import static_file
 from ..writing import GeneratedToken, generate_tokens, prompt_ids
@@ -57,32 +58,36 @@ class Spelling:
 
     def __init__(
         self,
-        tokenizer: Any,  # any tokenizer of the course
+        tokenizer: Any,             # any tokenizer of the course
+        before: Iterable[int] = (), # the ids that stand before the first token
     ):
         self.tokenizer = tokenizer
+        self.decoder = StreamDecoder(tokenizer, before)
         self.tokens: list[GeneratedToken] = []
         self.rows: list[list] = []  # of the tokens that are spelled: text, level, details
 
     def add(self, token: GeneratedToken) -> None:
         "Take in a token, and show it as soon as it makes whole characters, as `decode_stream` does."
+        settled = self.tokenizer.is_settled
+        if self.tokens and settled(token.id) and not settled(self.tokens[-1].id):
+            self._spell(self.decoder.finish())  # a run of bytes has ended
         self.tokens.append(token)
-        self._spell()
+        text = self.decoder.add(token.id)
+        if text:
+            self._spell(text)
 
     def finish(self) -> None:
         "Show the tokens that still wait: no other will come."
-        self._spell(anyway=True)
+        text = self.decoder.finish()
+        if text and len(self.rows) == len(self.tokens):  # half a character of the last one
+            self.rows[-1][0] += text
+        self._spell(text)
 
-    def _decode(self, n: int) -> str:
-        return self.tokenizer.decode([token.id for token in self.tokens[:n]])
-
-    def _spell(self, anyway: bool = False) -> None:
+    def _spell(self, text: str) -> None:
         n_spelled = len(self.rows)
         waiting = self.tokens[n_spelled:]
-        text = self._decode(len(self.tokens))[len(self._decode(n_spelled)) :]
-        is_whole = text != "" and not text.endswith("\ufffd")
-        if is_whole or anyway:
-            for k, token in enumerate(waiting, 1):
-                self.rows.append(_word(n_spelled + k, token, text, k, len(waiting)))
+        for k, token in enumerate(waiting, 1):
+            self.rows.append(_word(n_spelled + k, token, text, k, len(waiting)))
 
 # %% ../../nbs/support/widgets/text.ipynb #104b58f9
 class Draft:
@@ -100,7 +105,7 @@ class Draft:
         self.model = model
         self.prompt = prompt
         self.ids = prompt_ids(model, tokenizer, prompt)
-        self.spelling = Spelling(tokenizer)
+        self.spelling = Spelling(tokenizer, tokenizer.encode_ordinary(prompt))
         for token in kept:
             self.spelling.add(token)
         self.views = list(views)
@@ -146,12 +151,11 @@ class Draft:
     ) -> Iterator[GeneratedToken]:
         "The tokens that write on from here; they are not yet added."
         self.seed = seed
-        stop_ids = {self.spelling.tokenizer.eos_id} - {None}
         return generate_tokens(
             self.model,
             self.before(self.start),
             length,
-            stop_ids=stop_ids,
+            stop_ids=self.spelling.tokenizer.marks.end_ids,
             force_tokens=force_tokens,
             generator=torch.Generator().manual_seed(seed),
             **sampling,
@@ -270,5 +274,7 @@ class Drafts:
             raise
         finally:
             draft.ended = ended
-            draft.spelling.finish()
-            self.show(draft, writing=False)
+            try:
+                draft.spelling.finish()
+            finally:  # an error here, too, ends the writing
+                self.show(draft, writing=False)
