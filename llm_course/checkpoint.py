@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from .context import unwrap
+from .context import pick_device, unwrap
 from .files import atomic_folder, check_sums, sync_folder, tidy_folder, write_sums
 from .formats import load_tokenizer
 from .gpt import GPT
@@ -253,7 +253,7 @@ def find_model(
 # %% ../nbs/07b_checkpoint.ipynb #c0ffee30
 def load_model(
     folder: str | Path | None = None,  # a checkpoint or a run; None: the bundled model
-    device: str = "cpu",  # where the model should be
+    device: str = "cpu",  # where the model should be, or "auto"
 ) -> tuple[GPT, Any]:  # the model, ready to write (eval), and its tokenizer, None without one
     """Load a model and its tokenizer to write with; needs no training/. Raises FileNotFoundError or
     ValueError naming the file."""
@@ -274,4 +274,4 @@ def load_model(
     if "tokenizer_kind.json" in names:
         tokenizer = load_tokenizer(folder)
     _check_tokenizer(model, tokenizer)
-    return model.to(device).eval(), tokenizer
+    return model.to(pick_device(device)).eval(), tokenizer

@@ -27,9 +27,9 @@ def sample_stories(
     "Samples of the model: `n` texts from nothing, each to its end-of-text or to `max_new_tokens`."
     if max_new_tokens is None:
         max_new_tokens = model.config.max_seq_len - 1
+    start = prompt_ids(model, tokenizer)  # what begins a text, alone
     settings |= {"temperature": temperature, "stop_ids": tokenizer.marks.end_ids}
     generator = torch.Generator().manual_seed(seed)
-    start = prompt_ids(model, tokenizer)  # what begins a text, alone
     stories: list[str] = []
     while len(stories) < n:
         starts = [start] * min(batch_size, n - len(stories))

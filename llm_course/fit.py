@@ -8,9 +8,15 @@ __all__ = ['start_or_resume', 'fit', 'plot_run', 'print_results']
 # %% ../nbs/90d_fit.ipynb #90d0f003
 import math
 import sys
-import torch
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from statistics import median
+from textwrap import shorten
+
+import torch
+from tqdm import tqdm
+
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
 from .context import pick_device
@@ -28,10 +34,6 @@ from .throughput import NonFiniteLossError
 from .track import Tracker, read_metrics
 from .training import train
 from .viz import plot_loss
-from pathlib import Path
-from statistics import median
-from textwrap import shorten
-from tqdm import tqdm
 
 # %% ../nbs/90d_fit.ipynb #62f09a14
 def _resume(run: Path, model: GPT, optimizer, batches: Batches) -> int:

@@ -54,6 +54,7 @@ def from_gpt2(
 
 # %% ../nbs/01h_foreign_bpe.ipynb #01h-load
 _GPT2_NAMES = ("gpt2", "GPT2Tokenizer", "GPT2TokenizerFast")
+_ANY_NAMES = (None, "PreTrainedTokenizerFast", "TokenizersBackend")  # say nothing of the pieces
 
 
 def _named_kind(folder: Path) -> str | None:
@@ -61,7 +62,7 @@ def _named_kind(folder: Path) -> str | None:
     for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
         if (folder / name).is_file():
             kind = read_json_object(folder / name).get(key)
-            if kind is not None:
+            if kind not in _ANY_NAMES:
                 return str(kind)
     return None
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -30,6 +31,15 @@ from llm_course.texts import (
 )
 
 # %% ../nbs/01f_interface.ipynb #fdc8331c
+def _whole_numbers(ids: Iterable[int]) -> list[int]:
+    "Ids of any kind, NumPy's and PyTorch's too. TypeError for what are none."
+    try:
+        return list(map(operator.index, ids))
+    except TypeError:
+        what = reprlib.repr(ids)
+        raise TypeError(f"ids must be several whole numbers, such as [1, 2], not {what}.") from None
+
+
 class Tokenizer(ABC):
     """Tokenizer: what all kinds share. A kind sets `vocab_size`, calls `_set_special`, and adds
     `encode_ordinary`, `_decode`, `files` and `from_files`."""
@@ -105,7 +115,7 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
         Raises ValueError for an id that does not exist."""
-        ids = list(map(operator.index, ids))  # ints of any kind, numpy's and PyTorch's too
+        ids = _whole_numbers(ids)
         unknown = [i for i in set(ids) if not self.has_id(i)]
         if unknown:
             but = f", but for {len(self.gaps)} gaps" if self.gaps else ""
@@ -118,6 +128,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:
         "The text of ids that exist."
+
+    def token_name(self, i: int) -> str:
+        "What files call the token of id `i`: its text, or how its library spells it."
+        return self.decode([i])
 
     def is_settled(self, i: int) -> bool:
         """Whether the text of ids that end with `i` stays as it is, whatever follows, but for U+FFFD

@@ -12,6 +12,7 @@ import torch
 
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
+from .filters import check_ids
 from .streams import decode_stream
 from .writing import check_prompt, prompt_ids, start_writing
 
@@ -50,7 +51,8 @@ def generate_text(
 ) -> Iterator[str]:                    # pieces of whole characters, without the prompt
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
-    stops = {*stop_ids, *tokenizer.marks.end_ids}
+    start = prompt_ids(model, tokenizer, prompt)
+    stops = {*check_ids("stop_ids", stop_ids), *tokenizer.marks.end_ids}
     sampling |= {"stop_ids": stops, "generator": generator, "progress": progress}
-    written = generate(model, prompt_ids(model, tokenizer, prompt), max_new_tokens, **sampling)
+    written = generate(model, start, max_new_tokens, **sampling)
     return stop_at(decode_stream(tokenizer, written), stop_strings)

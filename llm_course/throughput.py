@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .block import MLP
 from .clipping import clip_grad_norm, grad_norm
-from .context import device_of, place
+from .context import check_range, device_of, place
 from .learning import cross_entropy
 from .optim import make_optimizer
 from .packing import Batch
@@ -49,6 +49,7 @@ def summed_loss(
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         logits = model(batch.ids, batch.document_ids)
+    check_range("targets", batch.targets, logits.shape[-1], ignored=-100)
     return cross_entropy(logits, batch.targets, reduction="sum"), count
 
 # %% ../nbs/07a_throughput.ipynb #1e12d049

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .context import CausalLM, widest_float
 from .engine import Decoder, SamplingParams, sample_next
 from .filters import Generators, check_ids, check_number
-from .text_marks import fits_rows
+from .text_marks import fits_rows, marks_of
 
 # %% ../nbs/08e_writing.ipynb #d7f1e337
 def check_prompt(
@@ -38,7 +38,8 @@ def next_logits(
     """Next-token logits: what the model says may follow. Of more than max_seq_len ids it sees the
     last max_seq_len // 2. ValueError where there are none, or one is not in the vocabulary."""
     prompt = check_prompt(model, ids)
-    return Decoder(model, 1, len(prompt)).feed([prompt])[0]
+    logits = Decoder(model, 1, len(prompt)).feed([prompt])[0]
+    return logits.clone()  # one that can be changed, and that gradients can go through
 
 # %% ../nbs/08e_writing.ipynb #76911714
 def _known_ids(model: CausalLM, tokenizer, text: str) -> list[int]:
@@ -68,7 +69,7 @@ def prompt_ids(
     also begins a document), then the prompt. Where nothing is put in front of a text, as with
     GPT-2, only an empty prompt gets a beginning. ValueError where the tokenizer has more tokens
     than the model, the model has no row for one in the prompt, or there is nothing to begin with."""
-    marks = tokenizer.marks
+    marks = marks_of(tokenizer)
     ids = [*marks.begin_ids, *_known_ids(model, tokenizer, prompt)] or list(marks.start_ids)
     if not ids:
         raise ValueError("This tokenizer has no end-of-text token to begin with: give a prompt.")
@@ -82,7 +83,7 @@ def document_ids(
 ) -> list[int]:       # from its beginning to its end, both included
     """Document encoding, as in training: what a document begins with, its ids, end-of-text.
     ValueError as in `prompt_ids`, and where the tokenizer has no end-of-text token."""
-    marks = tokenizer.marks
+    marks = marks_of(tokenizer)
     if not marks.end_ids:
         raise ValueError(
             "This tokenizer has no end-of-text token, so a document has no end to predict."

@@ -7,6 +7,7 @@ __all__ = ['static_file', 'Explorer', 'text_box', 'cut_note']
 
 # %% ../../nbs/support/widgets/base.ipynb #a57155c5
 import html
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -162,8 +163,9 @@ class Explorer(widgets.VBox):
 
     def close(self) -> None:
         "Let go of the page, and of all that is held for it; draw and write no further."
-        if hasattr(self, "worker"):  # Python, too, closes a widget, at its end
-            self.worker.stop()
+        if not hasattr(self, "worker") or sys.is_finalizing():
+            return  # Python, too, closes a widget: a half-made one, or at its own end
+        self.worker.stop()
         for part in _parts(self):
             part.unobserve_all()
             part.close()
