@@ -147,7 +147,8 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> Iterator[dict
     try:
         rows = load_dataset(name, config, split=split or "train", streaming=True)
     except ValueError as error:
-        sentence = " ".join(str(error).split())[:160].removesuffix(".")
+        about = str(error).partition("Example of usage")[0]
+        sentence = " ".join(about.split())[:160].removesuffix(".")
         raise ValueError(
             f"the data set {name!r} has no such part ({sentence}): choose with hub_config= and "
             f"hub_split=, in a command corpus.hub_config= and corpus.hub_split=."

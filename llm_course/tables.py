@@ -152,7 +152,7 @@ def row_texts(
     """The texts of a table's rows, those without any left out. Raises NoText where no column is meant,
     ValueError for a row that holds something else, naming the row and its type."""
     rows = iter(rows)
-    head = list(islice(rows, 100))
+    head = list(islice(rows, 20))
     column = text_column(head, name, column)
     for number, row in enumerate(chain(head, rows), 1):
         text = row.get(column) if isinstance(row, dict) else row

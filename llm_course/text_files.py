@@ -41,7 +41,7 @@ class Skipped:
     def __init__(self):
         self.counts = Counter()   # "file", "without text" → how many
         self.names = {}           # "file", "without text" → the names of the first three
-        self.refusal: NoText | None = None  # the first one
+        self.refusal: NoText | None = None  # the first one that is not just of a picture
 
     def add(
         self,
@@ -61,7 +61,8 @@ class Skipped:
         error: NoText,  # what opening or reading it raised
     ) -> None:
         "Count a file that holds no text."
-        self.refusal = self.refusal or error
+        if self.refusal is None or self.refusal.why == "without text":
+            self.refusal = error
         self.add("file", error.why, path.name)
 
     def __bool__(self):
