@@ -47,14 +47,15 @@ from llm_course.runs import (
 from .sampling import generate_text
 from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
+from .text_files import Skipped
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
-def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
+def _counted(config: RunConfig, split: str, what: str, skipped: Skipped) -> Iterator[str]:
     "The documents of a split, with a bar in a terminal that counts them from the first one on."
-    documents = corpus_documents(config, split)
+    documents = corpus_documents(config, split, skipped)
     yield from tqdm(documents, desc=f"{what:9}", unit=" documents", disable=None)
 
 
@@ -73,9 +74,12 @@ def llm_tokenize(
     folder = data_folder("processed", config)
     facts = corpus_facts(config)
     for split in ("train", "valid"):
-        there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
+        skipped = Skipped()
+        documents = _counted(config, split, f"{split}?", skipped)
+        there = is_written(folder, documents, tokenizer, split)
         if not there:
-            documents = _counted(config, split, split)
+            skipped = Skipped()
+            documents = _counted(config, split, split, skipped)
             write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens, facts)
         counts = read_meta(folder)["splits"][split]
         density = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
@@ -84,6 +88,8 @@ def llm_tokenize(
             f"{split:11} {counts['documents']:,} documents of {config.corpus.source}, "
             f"{counts['tokens']:,} tokens, {density} {where}"
         )
+    if skipped:  # both splits are of one text, so the last reading tells it all
+        print(f"skipped     {skipped}")
 
 # %% ../nbs/90_cli.ipynb #90c0t001
 def _run_folder(args: argparse.Namespace) -> Path:
