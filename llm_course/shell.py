@@ -19,7 +19,7 @@ from .checkpoint import find_model, load_model
 from .config import RunConfig, flat_settings, load_config
 from .gpt import GPT
 from .preflight import check_device, check_sampling
-from .run_folder import read_config, resolve_checkpoint
+from .run_folder import checkpoint_to_use, read_config
 from .runs import shown
 from .terminal import guarded_output, interruptible, stop_code
 
@@ -143,9 +143,10 @@ def open_model(
     args = parser.parse_intermixed_args(argv)
     words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
     settings = [word for word in args.settings if word not in words]
-    folder = resolve_checkpoint(args.model or find_model(None))
+    folder = checkpoint_to_use(args.model or find_model(None))
     read_config(folder)  # refused where it is damaged
-    config = load_config(args.config or folder / "config.yaml", settings)
+    own = flat_settings(load_config(folder / "config.yaml"))
+    config = load_config(args.config or folder / "config.yaml", settings, auto=own)
     _check_shape(folder, config, settings)
     is_own = args.config is None and not any(s.startswith("train.device=") for s in settings)
     _find_device(config, is_own, parser.prog)
