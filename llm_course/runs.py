@@ -23,7 +23,7 @@ from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer
 from .interface import CharTokenizer
-from .run_folder import read_config, resolve_checkpoint
+from .run_folder import checkpoint_to_use, read_config
 from .seals import open_json
 from .sources import load_documents, project_root
 from .text_files import Skipped
@@ -249,12 +249,12 @@ def token_floor(
 
 # %% ../nbs/90b_runs.ipynb #00e9a6b8
 def bundle(
-    run: str | Path,     # its latest checkpoint counts
+    run: str | Path,     # its best checkpoint counts
     folder: str | Path,  # made, or replaced; the package's is llm_course/bundled
 ) -> Path:               # the folder
     """Bundle a run: its model in bfloat16, half the size, without the training state; its loss
     curve; each tenth record."""
-    checkpoint = resolve_checkpoint(run)
+    checkpoint = checkpoint_to_use(run)
     model, tokenizer = load_model(checkpoint)
     config = read_config(checkpoint)
     step = config["step"]
