@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .fast import quantize_int8 as quantize_int8
     from .foreign import HFTokenizer as HFTokenizer
     from .foreign import SentencePieceTokenizer as SentencePieceTokenizer
+    from .foreign_bpe import from_gpt2 as from_gpt2
+    from .foreign_bpe import from_tiktoken as from_tiktoken
+    from .foreign_bpe import to_tiktoken as to_tiktoken
     from .formats import load_tokenizer as load_tokenizer
     from .gpt import GPT as GPT
     from .heads import causal_mask as causal_mask
@@ -62,6 +65,9 @@ _HOME = {
     "CharTokenizer": "interface",
     "decode_stream": "streams",
     "BPETokenizer": "bpe",
+    "from_gpt2": "foreign_bpe",
+    "from_tiktoken": "foreign_bpe",
+    "to_tiktoken": "foreign_bpe",
     "load_tokenizer": "formats",
     "HFTokenizer": "foreign",
     "SentencePieceTokenizer": "foreign",

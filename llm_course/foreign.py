@@ -9,7 +9,6 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from io import BytesIO
 from itertools import chain, groupby
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from .interface import Tokenizer
 from .streams import LibraryDecoder
-from .text_marks import TextMarks
+from .text_marks import TextMarks, ids_in_front, sentencepiece_marks
 from .texts import END_OF_TEXT, check_text, each_text, utf8
 
 # %% ../nbs/01c_foreign.ipynb #e395e349
@@ -46,10 +45,10 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
     problems = []
 
-    def sentences():  # an error in here, or Ctrl-C, would reach us as text inside another error
+    def sentences():  # an error in here would reach us as text inside another error
         try:
             yield from _sentences(texts)
-        except (Exception, KeyboardInterrupt) as error:
+        except Exception as error:
             problems.append(error)
 
     lines = sentences()
@@ -86,21 +85,6 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str)
     return model.getvalue()
 
 # %% ../nbs/01c_foreign.ipynb #6c818904
-def _sentencepiece_marks(model: Any) -> TextMarks:
-    "What a sentencepiece model says of its ids; -1 stands for none."
-    said = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
-    ids = {name: i for name, i in said.items() if i >= 0}
-    if "bos" not in ids:
-        return replace(TextMarks.around(ids.get("eos")), pad_id=ids.get("pad"))
-    return TextMarks(
-        begin_ids=(ids["bos"],),
-        end_ids=(ids["eos"],) if "eos" in ids else (),
-        pad_id=ids.get("pad"),
-        unk_id=model.unk_id(),
-        bos_id=ids["bos"],
-    )
-
-
 class SentencePieceTokenizer(Tokenizer):
     """sentencepiece model (Kudo and Richardson 2018) behind our names.
 
@@ -112,8 +96,10 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(
         self,
         model: bytes | str | Path,  # the model's bytes, or the path of a .model file
+        added_tokens: dict[str, int] | None = None,  # special tokens beside it, and their ids
     ):
-        "Raises ValueError if it is no sentencepiece model, ImportError without the library."
+        """Raises ValueError if it is no sentencepiece model or an added token's id is far from the
+        others, ImportError without the library."""
         sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
         self._model = model if isinstance(model, bytes) else Path(model).read_bytes()
         try:
@@ -122,10 +108,17 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(
                 "this is no sentencepiece model: give the bytes or the path of a .model file."
             ) from None
-        self.vocab_size = self._sp.get_piece_size()
-        control = [i for i in range(self.vocab_size) if self._sp.is_control(i)]
-        self._set_special({self._sp.id_to_piece(i): i for i in control})
-        self.marks = _sentencepiece_marks(self._sp)
+        self.added_tokens = dict(added_tokens or {})
+        n_pieces = self._sp.get_piece_size()
+        control = {self._sp.id_to_piece(i): i for i in range(n_pieces) if self._sp.is_control(i)}
+        self._set_special(control | self.added_tokens)
+        self._names = {i: token for token, i in self.special_ids.items()}
+        self.vocab_size = max(n_pieces, *(i + 1 for i in self._names))
+        if self.vocab_size > 2 * n_pieces + 1000:
+            ids = f"ids up to {self.vocab_size - 1}, and the model has {n_pieces} tokens"
+            raise ValueError(f"the added tokens have {ids}: they do not belong together.")
+        self.gaps = frozenset(range(n_pieces, self.vocab_size)).difference(self._names)
+        self.marks = sentencepiece_marks(self._sp)
 
     @classmethod
     def train(
@@ -155,25 +148,32 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _decode(self, ids):
         parts = []
-        for is_control, run in groupby(ids, self._sp.is_control):
-            if is_control:
-                parts += map(self._sp.id_to_piece, run)
+        for is_special, run in groupby(ids, self._names.__contains__):
+            if is_special:
+                parts += map(self._names.__getitem__, run)
             else:
                 parts.append(self._sp.decode(list(run)))
         return "".join(parts)
 
+    def token_name(self, i: int) -> str:
+        "What files call the token of id `i`: a special token's text, or the model's piece."
+        return self._names.get(i) or self._sp.id_to_piece(i)
+
     def byte_of(self, i: int) -> int | None:
         "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
-        return int(self._sp.id_to_piece(i)[3:-1], 16) if self._sp.is_byte(i) else None
+        is_byte = i not in self._names and self._sp.is_byte(i)
+        return int(self._sp.id_to_piece(i)[3:-1], 16) if is_byte else None
 
     def files(self) -> dict[str, bytes]:
         "The model as tokenizer.model, and tokenizer_kind.json: name → content."
-        return {"tokenizer.model": self._model} | self._kind_file()
+        added = {"format": 4, "added_tokens": self.added_tokens} if self.added_tokens else {}
+        return {"tokenizer.model": self._model} | self._kind_file(**added)
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "SentencePieceTokenizer":
         "The tokenizer that `files` make, name → content."
-        return cls(files["tokenizer.model"])
+        facts = json.loads(files["tokenizer_kind.json"])
+        return cls(files["tokenizer.model"], facts.get("added_tokens"))
 
 # %% ../nbs/01c_foreign.ipynb #b3c64445
 def _read_hf(text: str) -> Any:
@@ -201,6 +201,7 @@ class HFTokenizer(Tokenizer):
         self,
         source: Any,                          # path of a tokenizer.json, or tokenizers.Tokenizer
         eos_token: str | None = END_OF_TEXT,  # eos_id is its id; None where there is none
+        special_tokens: Iterable[str] = (),   # to be special; those that it lacks get the next ids
     ):
         "Raises ValueError for a file that the library cannot read, ImportError without it."
         if isinstance(source, (str, Path)):
@@ -208,12 +209,15 @@ class HFTokenizer(Tokenizer):
         else:
             text = source.to_str()
         self._hf = _read_hf(text)
+        self._hf.add_special_tokens(list(special_tokens))
         self._decoder = LibraryDecoder(self._hf)
         self._json = self._hf.to_str()  # equal tokenizers have equal text, however it was laid out
         added = sorted(self._hf.get_added_tokens_decoder().items())
         self._set_special({token.content: i for i, token in added if token.special})
-        self.eos_token = eos_token
-        self.marks = self._find_marks()
+        processor = self._hf.post_processor
+        in_front = ids_in_front(json.loads(processor.__getstate__()) if processor else None)
+        eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
+        self.marks = TextMarks(begin_ids=in_front, end_ids=[] if eos_id is None else [eos_id])
         ids = self._hf.get_vocab(with_added_tokens=True).values()
         self.vocab_size = 1 + max(ids, default=-1)
         if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:
@@ -223,17 +227,10 @@ class HFTokenizer(Tokenizer):
             )
         self.gaps = frozenset(range(self.vocab_size)).difference(ids)
 
-    def _find_marks(self) -> TextMarks:
-        "What tokenizer.json puts in front of a text, and `eos_token`, which ends it."
-        eos_id = None if self.eos_token is None else self._hf.token_to_id(self.eos_token)
-        found = self._hf.encode("a", add_special_tokens=True)
-        n_begin = found.special_tokens_mask.index(0) if 0 in found.special_tokens_mask else 0
-        begin_ids = tuple(found.ids[:n_begin])
-        return TextMarks(
-            begin_ids=begin_ids,
-            end_ids=() if eos_id is None else (eos_id,),
-            bos_id=begin_ids[0] if begin_ids else None,
-        )
+    @property
+    def eos_token(self) -> str | None:
+        "The text of the token that ends a text; None where there is none."
+        return None if self.eos_id is None else self.decode([self.eos_id])
 
     @property
     def added_ids(self) -> set[int]:
@@ -266,9 +263,14 @@ class HFTokenizer(Tokenizer):
         "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
         return self._decoder.byte_of.get(i)
 
+    def token_name(self, i: int) -> str:
+        "What tokenizer.json calls the token of id `i`."
+        return self._hf.id_to_token(i)
+
     def files(self) -> dict[str, bytes]:
         "The library's tokenizer.json, and tokenizer_kind.json: name → content."
-        return {"tokenizer.json": utf8(self._json)} | self._kind_file(eos_token=self.eos_token)
+        eos_token = None if self.eos_id is None else self.token_name(self.eos_id)
+        return {"tokenizer.json": utf8(self._json)} | self._kind_file(eos_token=eos_token)
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "HFTokenizer":

@@ -129,6 +129,10 @@ class Tokenizer(ABC):
     def _decode(self, ids: list[int]) -> str:
         "The text of ids that exist."
 
+    def token_name(self, i: int) -> str:
+        "What files call the token of id `i`: its text, or how its library spells it."
+        return self.decode([i])
+
     def is_settled(self, i: int) -> bool:
         """Whether the text of ids that end with `i` stays as it is, whatever follows, but for U+FFFD
         at its end. A kind that reads several ids as a whole says where such a run may go on."""
@@ -226,15 +230,13 @@ class CharTokenizer(Tokenizer):
     def train(
         cls,
         texts: Iterable[str],                            # read once
-        special_tokens: Iterable[str] = (END_OF_TEXT,),  # taken out of the texts
+        special_tokens: Iterable[str] = (END_OF_TEXT,),  # in the texts, their characters count too
     ) -> "CharTokenizer":
         "All characters of `texts`, sorted. Raises ValueError where there are none."
         special_tokens = check_special_tokens(special_tokens)
-        split = special_pattern(special_tokens).split
         characters = set()
         for text in each_text(texts):
-            for plain in split(text)[::2]:
-                characters.update(plain)
+            characters.update(text)
         if not characters:
             raise ValueError("texts is empty: give some text to take characters from.")
         return cls(sorted(characters), special_tokens)
