@@ -19,7 +19,7 @@ from torch import Tensor
 from .bpe import BPETokenizer
 from .context import pick_device, unwrap
 from .families import FAMILIES
-from .files import atomic_folder
+from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer, read_foreign, to_hf
 from .gpt import GPT
@@ -77,8 +77,9 @@ _HUB_FILES = [
 
 def _find_folder(name: str | Path) -> Path:
     "The folder of that name, fetched from the Hugging Face Hub where it is none."
-    if Path(name).is_dir():
-        return Path(name)
+    folder = whole_folder(name)
+    if folder.is_dir():
+        return folder
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
