@@ -27,6 +27,7 @@ from .locks import lock_folder
 from .model_config import GPTConfig
 from llm_course.run_folder import (
     best_checkpoint,
+    checkpoint_to_use,
     list_checkpoints,
     read_config,
     remove_checkpoint,
@@ -252,12 +253,12 @@ def find_model(
 
 # %% ../nbs/07b_checkpoint.ipynb #c0ffee30
 def load_model(
-    folder: str | Path | None = None,  # a checkpoint or a run; None: the bundled model
+    folder: str | Path | None = None,  # a checkpoint, or a run (then its best); None: the bundled one
     device: str = "cpu",  # where the model should be, or "auto"
 ) -> tuple[GPT, Any]:  # the model, ready to write (eval), and its tokenizer, None without one
     """Load a model and its tokenizer to write with; needs no training/. Raises FileNotFoundError or
     ValueError naming the file."""
-    folder = resolve_checkpoint(bundled_model() if folder is None else folder)
+    folder = checkpoint_to_use(bundled_model() if folder is None else folder)
     config: Any = read_config(folder)
     names = check_sums(folder, config.get("sums"), skip=("training/",))
     try:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config import RunConfig, load_config
+from .config import RunConfig, flat_settings, load_config
 from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
@@ -45,16 +45,18 @@ from llm_course.runs import (
     token_floor,
 )
 from .sampling import generate_text
+from .scaling import load_scaled, say_epochs
 from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
+from .text_files import Skipped
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
-def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
+def _counted(config: RunConfig, split: str, what: str, skipped: Skipped) -> Iterator[str]:
     "The documents of a split, with a bar in a terminal that counts them from the first one on."
-    documents = corpus_documents(config, split)
+    documents = corpus_documents(config, split, skipped)
     yield from tqdm(documents, desc=f"{what:9}", unit=" documents", disable=None)
 
 
@@ -66,16 +68,19 @@ def llm_tokenize(
     """Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to
     data/processed/NAME. Stopped and run again, it goes on."""
     args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
-    config = load_config(args.config, args.settings)
+    config = load_scaled(args.config, args.settings)
     with lock_folder(data_folder("tokenizer", config)):
         tokenizer = get_tokenizer(config)
     check_corpus(config)
     folder = data_folder("processed", config)
     facts = corpus_facts(config)
     for split in ("train", "valid"):
-        there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
+        skipped = Skipped()
+        documents = _counted(config, split, f"{split}?", skipped)
+        there = is_written(folder, documents, tokenizer, split)
         if not there:
-            documents = _counted(config, split, split)
+            skipped = Skipped()
+            documents = _counted(config, split, split, skipped)
             write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens, facts)
         counts = read_meta(folder)["splits"][split]
         density = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
@@ -84,6 +89,8 @@ def llm_tokenize(
             f"{split:11} {counts['documents']:,} documents of {config.corpus.source}, "
             f"{counts['tokens']:,} tokens, {density} {where}"
         )
+    if skipped:  # both splits are of one text, so the last reading tells it all
+        print(f"skipped     {skipped}")
 
 # %% ../nbs/90_cli.ipynb #90c0t001
 def _run_folder(args: argparse.Namespace) -> Path:
@@ -93,10 +100,11 @@ def _run_folder(args: argparse.Namespace) -> Path:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
-    "The config to train with; going on without --config, the run's own counts."
-    if not args.resume or args.config is not None:
-        return load_config(args.config, args.settings)
-    config = load_config(resolve_checkpoint(_run_folder(args)) / "config.yaml", args.settings)
+    "The config to train with; going on, the run's own counts without --config, and for `auto`."
+    if not args.resume:
+        return load_scaled(args.config, args.settings)
+    own = resolve_checkpoint(_run_folder(args)) / "config.yaml"
+    config = load_config(args.config or own, args.settings, auto=flat_settings(load_config(own)))
     find_device(config, args, "llm_train")
     return config
 
@@ -149,6 +157,7 @@ def _train(config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: boo
         f"model       {parameter_count(model):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs"
     )
+    say_epochs(epochs, settings.patience)
     rest = (parts.valid, start, parts.facts)
     stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
     print_results(run, config, start, token_floor(config, parts.data))

@@ -11,7 +11,7 @@ import math
 import torch
 
 from .gpt import GPT
-from .writing import generate_batch, prompt_ids
+from .writing import generate_batch, prompt_ids, text_settings
 
 # %% ../nbs/09_evaluation.ipynb #4948f6a4
 def sample_stories(
@@ -28,7 +28,7 @@ def sample_stories(
     if max_new_tokens is None:
         max_new_tokens = model.config.max_seq_len - 1
     start = prompt_ids(model, tokenizer)  # what begins a text, alone
-    settings |= {"temperature": temperature, "stop_ids": tokenizer.marks.end_ids}
+    settings = text_settings(model, tokenizer, temperature=temperature, **settings)
     generator = torch.Generator().manual_seed(seed)
     stories: list[str] = []
     while len(stories) < n:

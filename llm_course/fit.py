@@ -24,7 +24,7 @@ from .cost import peak_flops
 from .dataloader import Batches
 from .files import atomic_file
 from .gpt import GPT
-from .measure import StepMetrics
+from .measure import StepMetrics, has_risen
 from .resume import put_aside, settle
 from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
@@ -113,6 +113,11 @@ def _where_to_return(run: Path, config: RunConfig) -> str:
     return f"The last checkpoint is {checkpoint}: go on from it with --resume and {rates}."
 
 
+def _why_over(losses: list[float]) -> str:
+    since = len(losses) - 1 - losses.index(min(losses))
+    return f"the run ends, {since} evaluations after the lowest validation loss, {min(losses):.4f}"
+
+
 def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start, data) -> bool:
     "What `fit` does, but for an error that it explains."
     last = config.train.max_steps
@@ -121,6 +126,7 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
     tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
     save = partial(save_checkpoint, config=asdict(config) | {"data": data}, keep=config.keep)
     lowest = _lowest_loss(run)
+    losses = [record["valid_loss"] for record in read_metrics(run) if "valid_loss" in record]
     with tracker, stop_signals() as stopped, bar:
         for metrics in train(model, batches, config.train, optimizer, valid, start):
             step = metrics.step
@@ -129,15 +135,22 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
             _show(bar, metrics, text)
             is_due = step == last or step % config.save_every == 0
             loss = math.inf if metrics.valid_loss is None else metrics.valid_loss
+            is_over = False
+            if metrics.valid_loss is not None:
+                losses.append(loss)
+                is_over = has_risen(losses, config.train.patience)
             is_best = loss < lowest
             lowest = min(lowest, loss)
             is_stop = bool(stopped)  # asked once: what comes later is for the next step
-            if is_stop or is_due or is_best:
+            if is_stop or is_due or is_best or is_over:
                 measured = metrics.valid_loss
                 save(run, step, model, tokenizer, optimizer, batches, valid_loss=measured)
                 settle(run)
             if is_stop:
                 return step < last
+            if is_over:
+                tqdm.write(f"step {step:,}: {_why_over(losses)}", file=sys.stdout)
+                return False
     return False
 
 

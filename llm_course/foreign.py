@@ -9,14 +9,13 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from functools import cached_property
 from io import BytesIO
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from .interface import Tokenizer
+from .streams import LibraryDecoder
 from .text_marks import TextMarks, ids_in_front, sentencepiece_marks
 from .texts import END_OF_TEXT, check_text, each_text, utf8
 
@@ -161,7 +160,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._names.get(i) or self._sp.id_to_piece(i)
 
     def byte_of(self, i: int) -> int | None:
-        "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
+        "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
         is_byte = i not in self._names and self._sp.is_byte(i)
         return int(self._sp.id_to_piece(i)[3:-1], 16) if is_byte else None
 
@@ -191,23 +190,6 @@ def _read_hf(text: str) -> Any:
     tokenizer.no_padding()
     return tokenizer
 
-
-def _decoder_steps(step: dict | None) -> list[dict]:
-    "The steps of a decoder as tokenizer.json describes it, those of inner sequences in their place."
-    if step is None:
-        return []
-    if step["type"] != "Sequence":
-        return [step]
-    return list(chain.from_iterable(map(_decoder_steps, step["decoders"])))
-
-
-def _is_local(steps: list[dict]) -> bool:
-    "Whether a decoder leaves text as it is when more follows: no search in a text that is fused."
-    names = [step["type"] for step in steps]
-    after = steps[names.index("Fuse") + 1 :] if "Fuse" in names else []
-    one_sign = [len(step.get("pattern", {}).get("String", "")) == 1 for step in after]
-    return all(step["type"] in ("Strip", "Fuse") or one for step, one in zip(after, one_sign))
-
 # %% ../nbs/01c_foreign.ipynb #1c69d8a0
 class HFTokenizer(Tokenizer):
     "Hugging Face `tokenizers` tokenizer behind our names."
@@ -228,6 +210,7 @@ class HFTokenizer(Tokenizer):
             text = source.to_str()
         self._hf = _read_hf(text)
         self._hf.add_special_tokens(list(special_tokens))
+        self._decoder = LibraryDecoder(self._hf)
         self._json = self._hf.to_str()  # equal tokenizers have equal text, however it was laid out
         added = sorted(self._hf.get_added_tokens_decoder().items())
         self._set_special({token.content: i for i, token in added if token.special})
@@ -272,32 +255,13 @@ class HFTokenizer(Tokenizer):
     def _decode(self, ids):
         return self._hf.decode(ids, skip_special_tokens=False)
 
-    @cached_property
-    def _decoder(self) -> list[dict]:
-        decoder = self._hf.decoder
-        return _decoder_steps(json.loads(decoder.__getstate__()) if decoder else None)
-
-    @cached_property
-    def _byte_of(self) -> dict[int, int]:
-        "Byte fallback: id to byte. A run of bytes is a text, or is none of it, as a whole."
-        if not any(step["type"] == "ByteFallback" for step in self._decoder):
-            return {}
-        names = {form % byte: byte for byte in range(256) for form in ("<0x%02X>", "<0x%02x>")}
-        ids = {self._hf.token_to_id(name): byte for name, byte in names.items()}
-        return {i: byte for i, byte in ids.items() if i is not None}
-
-    @cached_property
-    def _is_local(self) -> bool:
-        return _is_local(self._decoder)
-
     def is_settled(self, i: int) -> bool:
-        """Whether the text so far stays as it is after id `i`: not within a run of bytes, which is
-        read as a whole, and nowhere where the decoder searches the whole text."""
-        return self._is_local and i not in self._byte_of
+        "False where `i` is a byte, since a run is read as a whole, and where all text is searched."
+        return self._decoder.is_local and i not in self._decoder.byte_of
 
     def byte_of(self, i: int) -> int | None:
-        "The byte of a byte-fallback token such as `<0xE2>`; None for all others."
-        return self._byte_of.get(i)
+        "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
+        return self._decoder.byte_of.get(i)
 
     def token_name(self, i: int) -> str:
         "What tokenizer.json calls the token of id `i`."

@@ -76,7 +76,7 @@ class Tokenizer(ABC):
         return list(self.special_ids)
 
     def has_id(self, i: int) -> bool:
-        "Whether a token has this id."
+        "Whether a token has the id `i`."
         return 0 <= i < self.vocab_size and i not in self.gaps
 
     def missing_ids(
@@ -230,15 +230,13 @@ class CharTokenizer(Tokenizer):
     def train(
         cls,
         texts: Iterable[str],                            # read once
-        special_tokens: Iterable[str] = (END_OF_TEXT,),  # taken out of the texts
+        special_tokens: Iterable[str] = (END_OF_TEXT,),  # in the texts, their characters count too
     ) -> "CharTokenizer":
         "All characters of `texts`, sorted. Raises ValueError where there are none."
         special_tokens = check_special_tokens(special_tokens)
-        split = special_pattern(special_tokens).split
         characters = set()
         for text in each_text(texts):
-            for plain in split(text)[::2]:
-                characters.update(plain)
+            characters.update(text)
         if not characters:
             raise ValueError("texts is empty: give some text to take characters from.")
         return cls(sorted(characters), special_tokens)

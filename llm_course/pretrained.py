@@ -8,12 +8,18 @@ __all__ = ['read_tokenizer', 'from_pretrained', 'to_pretrained']
 # %% ../nbs/11_pretrained.ipynb #d2ac4b46
 import json
 import math
-import torch
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from .bpe import BPETokenizer
 from .context import pick_device, unwrap
 from .families import FAMILIES
-from .files import atomic_folder
+from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer, read_foreign, to_hf
 from .gpt import GPT
@@ -32,10 +38,6 @@ from .model_config import GPTConfig
 from .run_state import check_parts, unique_state_dict
 from .strangers import check_memory, damage_told
 from .text_marks import fits_rows, model_ids, tokenizer_config
-from pathlib import Path
-from safetensors.torch import save_file
-from torch import Tensor
-from typing import Any
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4
 def read_tokenizer(
@@ -75,8 +77,9 @@ _HUB_FILES = [
 
 def _find_folder(name: str | Path) -> Path:
     "The folder of that name, fetched from the Hugging Face Hub where it is none."
-    if Path(name).is_dir():
-        return Path(name)
+    folder = whole_folder(name)
+    if folder.is_dir():
+        return folder
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['list_checkpoints', 'write_latest', 'waiting_run', 'resolve_checkpoint', 'read_config', 'best_checkpoint',
-           'remove_checkpoint']
+           'checkpoint_to_use', 'remove_checkpoint']
 
 # %% ../nbs/07d_run_folder.ipynb #f01d0012
 import hashlib
@@ -129,6 +129,16 @@ def best_checkpoint(
     if best is None or _valid_loss(best) == math.inf:
         return None
     return best
+
+# %% ../nbs/07d_run_folder.ipynb #f01d0015
+def checkpoint_to_use(
+    folder: str | Path,  # a checkpoint, or a run
+) -> Path:  # the checkpoint
+    """The checkpoint to write with and to judge: the one that a folder is, or, for a run, its best,
+    or its latest where none knows its loss. FileNotFoundError, ValueError as
+    `resolve_checkpoint`."""
+    latest = resolve_checkpoint(folder)
+    return best_checkpoint(folder) or latest
 
 # %% ../nbs/07d_run_folder.ipynb #717998fa
 def remove_checkpoint(

@@ -12,9 +12,8 @@ import torch
 
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
-from .filters import check_ids
 from .streams import decode_stream
-from .writing import check_prompt, prompt_ids, start_writing
+from .writing import check_prompt, prompt_ids, start_writing, text_settings
 
 # %% ../nbs/08_sampling.ipynb #fe019df0
 def generate(
@@ -52,7 +51,8 @@ def generate_text(
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
     start = prompt_ids(model, tokenizer, prompt)
-    stops = {*check_ids("stop_ids", stop_ids), *tokenizer.marks.end_ids}
-    sampling |= {"stop_ids": stops, "generator": generator, "progress": progress}
+    sampling = text_settings(model, tokenizer, stop_ids, **sampling)
+    sampling |= {"generator": generator, "progress": progress}
     written = generate(model, start, max_new_tokens, **sampling)
-    return stop_at(decode_stream(tokenizer, written), stop_strings)
+    before = tokenizer.encode_ordinary(prompt)
+    return stop_at(decode_stream(tokenizer, written, before), stop_strings)

@@ -20,9 +20,9 @@ from .config import RunConfig, flat_settings, load_config
 from .context import pick_device
 from .gpt import GPT
 from .preflight import check_device, check_sampling
-from .run_folder import read_config, resolve_checkpoint
+from .run_folder import checkpoint_to_use, read_config
 from .runs import shown
-from .terminal import guarded_output, interruptible, stop_code
+from .terminal import ReaderGone, guarded_output, interruptible, stop_code
 
 # %% ../nbs/90c_shell.ipynb #1b056534
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +37,7 @@ def base_parser(
     description: str | None,  # what it does
 ) -> argparse.ArgumentParser:
     "Argument parser with what all commands take: --config, --debug and settings."
-    parser = _Parser(prog=name, description=description)
+    parser = _Parser(prog=name, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -85,7 +85,7 @@ def command(
                     code = function(words) or 0
                     sys.stdout.flush()
                 return code
-            except BrokenPipeError:  # the reader of our output has gone, as in `llm_generate | head`
+            except ReaderGone:
                 return 0
             except (Exception, KeyboardInterrupt) as error:
                 code = stop_code(error)
@@ -152,9 +152,10 @@ def open_model(
     args = parser.parse_intermixed_args(argv)
     words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
     settings = [word for word in args.settings if word not in words]
-    folder = resolve_checkpoint(args.model or find_model(None))
+    folder = checkpoint_to_use(args.model or find_model(None))
     read_config(folder)  # refused where it is damaged
-    config = load_config(args.config or folder / "config.yaml", settings)
+    own = flat_settings(load_config(folder / "config.yaml"))
+    config = load_config(args.config or folder / "config.yaml", settings, auto=own)
     _check_shape(folder, config, settings)
     find_device(config, args, parser.prog)
     model, tokenizer = load_model(folder, pick_device(config.train.device))

@@ -1,19 +1,17 @@
 """Other people's tokenizer folders, of six kinds: what `transformers` says of a text, we say too."""
 
-import io
 import json
 import pickle
 from types import SimpleNamespace
 
 import pytest
-import sentencepiece
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from llm_course.bpe import BPETokenizer
-from llm_course.formats import fingerprint, from_hf, load_tokenizer, to_hf
+from llm_course.formats import fingerprint, load_tokenizer, to_hf
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
 from llm_course.packing import tokenize_documents

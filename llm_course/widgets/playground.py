@@ -20,7 +20,7 @@ from .base import Explorer, text_box
 from .next_token import NextTokenBars
 from .text import Draft, Drafts, WrittenText
 from .tokens import token_name
-from ..writing import next_logits, prompt_ids
+from ..writing import next_logits, prompt_ids, text_settings
 
 # %% ../../nbs/support/widgets/playground.ipynb #80aad3d3
 SAMPLERS = {  # sliders: parameter of SamplingParams: start, lowest, highest, step, name in the page
@@ -168,7 +168,8 @@ class Playground(Explorer):
         place = self._look()
         if self._asked is None or self._asked[0] != place.context:
             self._asked = (place.context, next_logits(self.model, place.context))
-        params = SamplingParams(**_sampling(self.values))
+        settings = text_settings(self.model, self.tokenizer, **_sampling(self.values))
+        params = SamplingParams(**settings)
         shown = (place.ids, place.here, place.title, place.name)
         self.bars.show(self._asked[1], self.tokenizer, params, *shown)
 

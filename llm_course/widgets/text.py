@@ -21,7 +21,7 @@ from ..engine import slide_window
 from ..streams import StreamDecoder
 from ..viz_text import level_names, probability_level, show_token
 from .base import static_file
-from ..writing import GeneratedToken, generate_tokens, prompt_ids
+from ..writing import GeneratedToken, generate_tokens, prompt_ids, text_settings
 
 # %% ../../nbs/support/widgets/text.ipynb #5d358b05
 def _chance(p: float) -> str:
@@ -68,9 +68,8 @@ class Spelling:
 
     def add(self, token: GeneratedToken) -> None:
         "Take in a token, and show it as soon as it makes whole characters, as `decode_stream` does."
-        settled = self.tokenizer.is_settled
-        if self.tokens and settled(token.id) and not settled(self.tokens[-1].id):
-            self._spell(self.decoder.finish())  # a run of bytes has ended
+        if self.tokens and self.decoder.ends_run(self.tokens[-1].id, token.id):
+            self._spell(self.decoder.finish())
         self.tokens.append(token)
         text = self.decoder.add(token.id)
         if text:
@@ -151,15 +150,11 @@ class Draft:
     ) -> Iterator[GeneratedToken]:
         "The tokens that write on from here; they are not yet added."
         self.seed = seed
-        return generate_tokens(
-            self.model,
-            self.before(self.start),
-            length,
-            stop_ids=self.spelling.tokenizer.marks.end_ids,
-            force_tokens=force_tokens,
-            generator=torch.Generator().manual_seed(seed),
-            **sampling,
-        )
+        tokenizer = self.spelling.tokenizer
+        settings = text_settings(self.model, tokenizer, force_tokens=force_tokens, **sampling)
+        generator = torch.Generator().manual_seed(seed)
+        before = self.before(self.start)
+        return generate_tokens(self.model, before, length, generator=generator, **settings)
 
     def status(self) -> str:
         "How long a text is, how well the model could foresee it, and how it ended."

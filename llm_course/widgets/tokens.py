@@ -7,7 +7,6 @@ __all__ = ['replay_merges', 'Token', 'read_tokens', 'token_name', 'TokenizerExpl
 
 # %% ../../nbs/support/widgets/tokens.ipynb #e2c226d1
 from bisect import bisect_right
-from collections.abc import Callable
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import ipywidgets as widgets
 import traitlets
 
 from ..bpe import BPETokenizer
-from ..streams import StreamDecoder
+from ..streams import StreamDecoder, token_text
 from ..texts import special_pattern, split_pieces
 from ..viz_text import show_token
 from .base import Explorer, static_file, text_box
@@ -77,26 +76,15 @@ class Token(NamedTuple):
         return f"⟨{shown} {self.part}⟩" if self.part else shown
 
 # %% ../../nbs/support/widgets/tokens.ipynb #a144e222
-def _split_group(
-    ids: list[int],
-    text: str,
-    byte_of: Callable[[int], int | None],  # of a tokenizer
-) -> list[Token]:
+def _split_group(ids: list[int], text: str) -> list[Token]:
     "The tokens that decode to `text` together."
     data = text.encode("utf-8", "surrogatepass")
-    tokens = []
-    for i in ids:
-        if not data or byte_of(i) != data[0]:
-            break
-        tokens.append(Token(i, data[:1]))
-        data = data[1:]
-    ids = ids[len(tokens) :]
     n = len(ids)
     if n == 1:
-        return [*tokens, Token(ids[0], data)]
+        return [Token(ids[0], data)]
     if n == len(data):
-        return [*tokens, *(Token(i, data[k : k + 1]) for k, i in enumerate(ids))]
-    return [*tokens, *(Token(i, data, f"{k}/{n}") for k, i in enumerate(ids, 1))]
+        return [Token(i, data[k : k + 1]) for k, i in enumerate(ids)]
+    return [Token(i, data, f"{k}/{n}") for k, i in enumerate(ids, 1)]
 
 
 def _has_merges(tokenizer: Any) -> bool:
@@ -114,14 +102,15 @@ def read_tokens(
     if _has_merges(tokenizer):
         return [Token(i, tokenizer.vocab[i]) for i in ids]
     decoder = StreamDecoder(tokenizer)
-    texts = [decoder.add(i) for i in ids]
-    texts[-1:] = [part + decoder.finish() for part in texts[-1:]]
     tokens = []
     group = []  # what the decoder has taken and not yet given back as text
-    for i, part in zip(ids, texts):
+    for i, after in zip(ids, [*ids[1:], None]):
         group.append(i)
+        part = decoder.add(i)
+        if after is None or decoder.ends_run(i, after):
+            part += decoder.finish()
         if part:
-            tokens += _split_group(group, part, tokenizer.byte_of)
+            tokens += _split_group(group, part)
             group = []
     return tokens + [Token(i, b"") for i in group]  # what decodes to nothing
 
@@ -130,17 +119,10 @@ def token_name(
     tokenizer: Any,  # any tokenizer of the course
     i: int,          # an id of the model
 ) -> str:
-    """Token text by id, as it stands inside a text, white space visible; `⟨id 7⟩` for what is no text
-    by itself, `⟨E2⟩` for a byte."""
+    "Token text by id, white space visible; `⟨id 7⟩` for what is no text by itself."
     if _has_merges(tokenizer) and i in tokenizer.vocab:
         return show_token(tokenizer.vocab[i])
-    if not tokenizer.has_id(i):
-        return f"⟨id {i}⟩"
-    byte = tokenizer.byte_of(i)
-    if byte is not None:
-        return f"⟨{byte:02X}⟩"
-    alone = tokenizer.decode([i])  # some drop a space at the beginning
-    text = tokenizer.decode([i, i]).removeprefix(alone) or alone
+    text = token_text(tokenizer, i)
     return f"⟨id {i}⟩" if "\ufffd" in text else show_token(text)
 
 # %% ../../nbs/support/widgets/tokens.ipynb #43ee2b69
