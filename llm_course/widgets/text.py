@@ -266,7 +266,9 @@ class Drafts:
             ended = "ended at its length" if is_full else "ended by itself"
             if redraw:
                 redraw()
-        except Exception:
+        except GeneratorExit:  # nobody asks for more
+            raise
+        except BaseException:
             ended = "broken off by an error"
             raise
         finally:
