@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config import RunConfig, load_config
+from .config import RunConfig, flat_settings, load_config
+from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
 from .fast import optimize_for_decoding
@@ -44,7 +45,8 @@ from llm_course.runs import (
     token_floor,
 )
 from .sampling import generate_text
-from .shell import base_parser, command, open_model, read_prompt
+from .scaling import load_scaled, say_epochs
+from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
 from .text_files import Skipped
 from .throughput import optimize_for_training
@@ -66,7 +68,7 @@ def llm_tokenize(
     """Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to
     data/processed/NAME. Stopped and run again, it goes on."""
     args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
-    config = load_config(args.config, args.settings)
+    config = load_scaled(args.config, args.settings)
     with lock_folder(data_folder("tokenizer", config)):
         tokenizer = get_tokenizer(config)
     check_corpus(config)
@@ -98,11 +100,13 @@ def _run_folder(args: argparse.Namespace) -> Path:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
-    "The config to train with; going on without --config, the run's own counts."
-    path = args.config
-    if args.resume and path is None:
-        path = resolve_checkpoint(_run_folder(args)) / "config.yaml"
-    return load_config(path, args.settings)
+    "The config to train with; going on, the run's own counts without --config, and for `auto`."
+    if not args.resume:
+        return load_scaled(args.config, args.settings)
+    own = resolve_checkpoint(_run_folder(args)) / "config.yaml"
+    config = load_config(args.config or own, args.settings, auto=flat_settings(load_config(own)))
+    find_device(config, args, "llm_train")
+    return config
 
 
 class _Parts(NamedTuple):
@@ -131,7 +135,7 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
             print(f"changed     {name}: {was} → {now}")
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(settings.seed)
-    model = GPT(config.model).to(settings.device)
+    model = GPT(config.model).to(pick_device(settings.device))
     optimize_for_training(model)
     optimizer = make_optimizer(model, settings)
     sizes = (settings.batch_size, settings.seq_len)
@@ -153,6 +157,7 @@ def _train(config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: boo
         f"model       {parameter_count(model):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs"
     )
+    say_epochs(epochs, settings.patience)
     rest = (parts.valid, start, parts.facts)
     stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
     print_results(run, config, start, token_floor(config, parts.data))

@@ -19,11 +19,11 @@ from .bpe import BPETokenizer
 from .checkpoint import load_model, save_checkpoint
 from .config import RunConfig, flat_settings
 from .corpus import Tales
-from .files import atomic_folder
+from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer
 from .interface import CharTokenizer
-from .run_folder import read_config, resolve_checkpoint
+from .run_folder import checkpoint_to_use, read_config
 from .seals import open_json
 from .sources import load_documents, project_root
 from .text_files import Skipped
@@ -196,7 +196,7 @@ def get_tokenizer(
     """Tokenizer of a run, from data/tokenizer/NAME; trained and saved first where there is none.
 
     Prints which. Raises ValueError where one of another text or of other settings is there."""
-    folder = data_folder("tokenizer", config)
+    folder = whole_folder(data_folder("tokenizer", config))
     wanted = _tokenizer_settings(config) | {"texts": _sum_of_texts(_training_texts(config))}
     if not folder.is_dir():
         tokenizer = _train_tokenizer(config)
@@ -215,7 +215,7 @@ def open_data(
     """Data of a run, as `llm_tokenize` wrote it.
 
     Raises FileNotFoundError where it did not run, ValueError for parts that do not fit together."""
-    folder = data_folder("tokenizer", config)
+    folder = whole_folder(data_folder("tokenizer", config))
     if not folder.is_dir():
         command = "run llm_tokenize with the same config first"
         raise FileNotFoundError(f"there is no tokenizer at {shown(folder)}: {command}.")
@@ -249,12 +249,12 @@ def token_floor(
 
 # %% ../nbs/90b_runs.ipynb #00e9a6b8
 def bundle(
-    run: str | Path,     # its latest checkpoint counts
+    run: str | Path,     # its best checkpoint counts
     folder: str | Path,  # made, or replaced; the package's is llm_course/bundled
 ) -> Path:               # the folder
     """Bundle a run: its model in bfloat16, half the size, without the training state; its loss
     curve; each tenth record."""
-    checkpoint = resolve_checkpoint(run)
+    checkpoint = checkpoint_to_use(run)
     model, tokenizer = load_model(checkpoint)
     config = read_config(checkpoint)
     step = config["step"]
