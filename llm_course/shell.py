@@ -138,7 +138,7 @@ def open_model(
     """The model that a command line asks for, and the config to use it with.
 
     Raises FileNotFoundError where it is missing, ValueError where it cannot be used."""
-    help = "a run or a checkpoint; default: the newest in data/runs, else the bundled model"
+    help = "a run (its best checkpoint) or a checkpoint; default: the newest run, or the bundled"
     parser.add_argument("--model", metavar="FOLDER", help=help)
     args = parser.parse_intermixed_args(argv)
     words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
