@@ -164,7 +164,8 @@ def open_model(
     """The model that a command line asks for, and the config to use it with.
 
     Raises FileNotFoundError where it is missing, ValueError where it cannot be used."""
-    help = "a run, a checkpoint or a Hugging Face folder; default: the newest in data/runs, else the bundled model"
+    kinds = "a run (its best checkpoint), a checkpoint or a Hugging Face folder"
+    help = f"{kinds}; default: the newest run, or the bundled model"
     parser.add_argument("--model", metavar="FOLDER", help=help)
     args = parser.parse_intermixed_args(argv)
     args.words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
