@@ -197,7 +197,7 @@ def optimize_for_training(
     """Training optimization: let the model's MLPs keep and do less for backward. Results and
     gradients stay the same, and so do parameters and their names."""
     for module in model.modules():
-        if isinstance(module, SwiGLU):
+        if isinstance(module, SwiGLU) and module.activation is F.silu:
             module.forward = partial(_swiglu_forward, module)
         elif isinstance(module, MLP) and module.activation is relu2:
             module.activation = _SquaredReLU.apply
