@@ -8,8 +8,14 @@ __all__ = ['read_tokenizer', 'from_pretrained', 'is_hugging_face', 'load_any', '
 # %% ../nbs/11_pretrained.ipynb #d2ac4b46
 import json
 import math
-import torch
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from .bpe import BPETokenizer
 from .checkpoint import load_model
 from .context import pick_device, unwrap
@@ -33,10 +39,6 @@ from .more_families import FAMILIES
 from .run_state import check_parts, unique_state_dict
 from .strangers import check_memory, damage_told
 from .text_marks import fits_rows, model_ids, tokenizer_config
-from pathlib import Path
-from safetensors.torch import save_file
-from torch import Tensor
-from typing import Any
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4
 def read_tokenizer(
