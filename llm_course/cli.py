@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from .config import RunConfig, flat_settings, load_config
+from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
 from .fast import optimize_for_decoding
@@ -45,16 +46,17 @@ from llm_course.runs import (
 )
 from .sampling import generate_text
 from .scaling import load_scaled, say_epochs
-from .shell import base_parser, command, open_model, read_prompt
+from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
+from .text_files import Skipped
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
-def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
+def _counted(config: RunConfig, split: str, what: str, skipped: Skipped) -> Iterator[str]:
     "The documents of a split, with a bar in a terminal that counts them from the first one on."
-    documents = corpus_documents(config, split)
+    documents = corpus_documents(config, split, skipped)
     yield from tqdm(documents, desc=f"{what:9}", unit=" documents", disable=None)
 
 
@@ -73,9 +75,12 @@ def llm_tokenize(
     folder = data_folder("processed", config)
     facts = corpus_facts(config)
     for split in ("train", "valid"):
-        there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
+        skipped = Skipped()
+        documents = _counted(config, split, f"{split}?", skipped)
+        there = is_written(folder, documents, tokenizer, split)
         if not there:
-            documents = _counted(config, split, split)
+            skipped = Skipped()
+            documents = _counted(config, split, split, skipped)
             write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens, facts)
         counts = read_meta(folder)["splits"][split]
         density = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
@@ -84,6 +89,8 @@ def llm_tokenize(
             f"{split:11} {counts['documents']:,} documents of {config.corpus.source}, "
             f"{counts['tokens']:,} tokens, {density} {where}"
         )
+    if skipped:  # both splits are of one text, so the last reading tells it all
+        print(f"skipped     {skipped}")
 
 # %% ../nbs/90_cli.ipynb #90c0t001
 def _run_folder(args: argparse.Namespace) -> Path:
@@ -97,7 +104,9 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
     if not args.resume:
         return load_scaled(args.config, args.settings)
     own = resolve_checkpoint(_run_folder(args)) / "config.yaml"
-    return load_config(args.config or own, args.settings, auto=flat_settings(load_config(own)))
+    config = load_config(args.config or own, args.settings, auto=flat_settings(load_config(own)))
+    find_device(config, args, "llm_train")
+    return config
 
 
 class _Parts(NamedTuple):
@@ -126,7 +135,7 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
             print(f"changed     {name}: {was} → {now}")
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(settings.seed)
-    model = GPT(config.model).to(settings.device)
+    model = GPT(config.model).to(pick_device(settings.device))
     optimize_for_training(model)
     optimizer = make_optimizer(model, settings)
     sizes = (settings.batch_size, settings.seq_len)

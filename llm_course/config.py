@@ -28,6 +28,9 @@ class CorpusConfig:
     "Corpus settings: which text (see `load_documents`). ValueError for a value that cannot work."
 
     source: str = "tales:50000"
+    column: str | None = None         # of a table; None: "text", else the only one with text
+    hub_config: str | None = None     # of hf:NAME: which of its data sets
+    hub_split: str | None = None      # of hf:NAME: which of its parts; None: "train"
     max_documents: int | None = None  # a limit for each split, for endless streams
     shard_tokens: int = 2**24         # ids in a file; a stop costs at most the file being written
     mask_documents: bool = True       # attention stays inside each document of a packed row

@@ -19,17 +19,14 @@ from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
+from .context import pick_device
 from .cost import peak_flops
 from .dataloader import Batches
+from .files import atomic_file
 from .gpt import GPT
 from .measure import StepMetrics, has_risen
 from .resume import put_aside, settle
-from llm_course.run_folder import (
-    best_checkpoint,
-    list_checkpoints,
-    read_config,
-    resolve_checkpoint,
-)
+from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
 from .sampling import generate_text
 from .terminal import stop_signals
@@ -110,10 +107,9 @@ def _where_to_return(run: Path, config: RunConfig) -> str:
     rates = "a lower train.lr"
     if config.train.optimizer == "muon":
         rates += " and train.muon_lr"
-    try:
-        checkpoint = shown(resolve_checkpoint(run))
-    except (FileNotFoundError, ValueError):
+    if not list_checkpoints(run):
         return f"There is no checkpoint yet: begin again with --fresh and {rates}."
+    checkpoint = shown(resolve_checkpoint(run))
     return f"The last checkpoint is {checkpoint}: go on from it with --resume and {rates}."
 
 
@@ -202,7 +198,9 @@ def plot_run(
     if also:
         paths.append(Path(also))
     for path in paths:
-        plot_loss(records, floor, title).savefig(path, dpi=120)
+        with atomic_file(path) as file:
+            kind = path.suffix.removeprefix(".")
+            plot_loss(records, floor, title).savefig(file, format=kind, dpi=120)
     return paths
 
 # %% ../nbs/90d_fit.ipynb #35196cc5
@@ -219,7 +217,7 @@ def print_results(
     if records:
         speed = median(record["tokens_per_second"] for record in records)
         share = median(record.get("mfu") or 0 for record in records)
-        peak = peak_flops(config.train.device, config.train.dtype) / 1e9
+        peak = peak_flops(pick_device(config.train.device), config.train.dtype) / 1e9
         used = f"{share:.0%} of {peak:,.0f} GFLOP/s"
         print(f"speed       {speed:,.0f} tokens/s in the median step, {used}")
     print(f"checkpoint  {shown(resolve_checkpoint(run))}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .context import evaluating, unwrap
+from .context import device_of, evaluating, unwrap
 from .cost import flops_per_token, utilization
 from .model_config import GPTConfig
 from .packing import Batch
@@ -103,10 +103,11 @@ class Meter:
     def __init__(
         self,
         model: nn.Module,      # that is trained; any but a GPT has no `mfu`
-        config: TrainConfig,   # its device and dtype count
+        config: TrainConfig,   # its dtype counts
         world: World = ALONE,  # the processes that train together
     ):
         self.shape = getattr(unwrap(model), "config", None)
+        self.device = str(device_of(model))
         self.config = config
         self.world_size = world.world_size
         self.began = time.perf_counter()
@@ -135,6 +136,6 @@ class Meter:
         self.last = StepMetrics(step, loss, lr, norm, self.tokens, speed, self.seconds)
         if isinstance(self.shape, GPTConfig):
             flops = flops_per_token(self.shape, seq_len)
-            share = utilization(speed, flops, self.config.device, self.config.dtype)
+            share = utilization(speed, flops, self.device, self.config.dtype)
             self.last.mfu = share / self.world_size
         return self.last

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .bpe import BPETokenizer
-from .context import unwrap
+from .context import pick_device, unwrap
 from .families import FAMILIES
-from .files import atomic_folder
-from .foreign import HFTokenizer, SentencePieceTokenizer
-from .formats import from_gpt2, load_tokenizer, to_hf
+from .files import atomic_folder, whole_folder
+from .foreign import SentencePieceTokenizer
+from .formats import load_tokenizer, read_foreign, to_hf
 from .gpt import GPT
 from .heads import head_sizes
 from .hfconfig import choose_family, config_from_hf, config_to_hf, read_json
@@ -37,28 +37,9 @@ from llm_course.hfweights import (
 from .model_config import GPTConfig
 from .run_state import check_parts, unique_state_dict
 from .strangers import check_memory, damage_told
+from .text_marks import fits_rows, model_ids, tokenizer_config
 
 # %% ../nbs/11_pretrained.ipynb #0b1a73b4
-def _eos_token(folder: Path) -> str | None:
-    "The text of the end-of-text token, where the folder names it."
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    token = read_json(path).get("eos_token")
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _read_tokenizer_json(path: Path, hf: dict) -> HFTokenizer:
-    "tokenizer.json. What ends a text is named beside it; else config.json has the id."
-    tokenizer = HFTokenizer(path, _eos_token(path.parent))
-    eos_id = hf.get("eos_token_id")
-    if isinstance(eos_id, list):  # several, as in Llama 3: the first
-        eos_id = eos_id[0]
-    if tokenizer.eos_id is None and eos_id is not None:
-        return HFTokenizer(path, tokenizer.decode([eos_id]))
-    return tokenizer
-
-
 def read_tokenizer(
     folder: Path,  # of a model
     hf: dict,  # what config.json says
@@ -68,18 +49,12 @@ def read_tokenizer(
     present = {path.name for path in folder.iterdir()}
     if "tokenizer_kind.json" in present:
         return load_tokenizer(folder)
-    if "tokenizer.json" in present:
-        return _read_tokenizer_json(folder / "tokenizer.json", hf)
-    if {"vocab.json", "merges.txt"} <= present:
-        if hf["model_type"] != "gpt2":  # only GPT-2's pieces are certain
-            raise ValueError(
-                f"{folder} has vocab.json and merges.txt but no tokenizer.json, which says how "
-                f"{hf['model_type']} cuts text into pieces: fetch tokenizer.json too."
-            )
-        return from_gpt2(folder)
-    if "tokenizer.model" in present:
-        return SentencePieceTokenizer(folder / "tokenizer.model")
-    return None
+    if "merges.txt" in present and "tokenizer.json" not in present and hf["model_type"] != "gpt2":
+        raise ValueError(  # only GPT-2's pieces are certain
+            f"{folder} has vocab.json and merges.txt but no tokenizer.json, which says how "
+            f"{hf['model_type']} cuts text into pieces: fetch tokenizer.json too."
+        )
+    return read_foreign(folder, hf)
 
 # %% ../nbs/11_pretrained.ipynb #d0adb35e
 _HUB_FILES = [
@@ -90,6 +65,10 @@ _HUB_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer_kind.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -98,8 +77,9 @@ _HUB_FILES = [
 
 def _find_folder(name: str | Path) -> Path:
     "The folder of that name, fetched from the Hugging Face Hub where it is none."
-    if Path(name).is_dir():
-        return Path(name)
+    folder = whole_folder(name)
+    if folder.is_dir():
+        return folder
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -117,23 +97,37 @@ def _find_folder(name: str | Path) -> Path:
         ) from None
 
 # %% ../nbs/11_pretrained.ipynb #5ae4b8e8
+_FLOATS = {"float32", "bfloat16", "float16", "float64"}
+
+
+def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    "The dtype that is meant; None: as it is stored."
+    name = str(dtype).removeprefix("torch.")
+    if name in ("auto", "None"):
+        return None
+    if name not in _FLOATS:
+        raise ValueError(f"dtype is {name}: give one of {', '.join(sorted(_FLOATS))} or auto.")
+    return getattr(torch, name)
+
+
 def from_pretrained(
     folder_or_name: str | Path,  # a folder, or a name on the Hub: "openai-community/gpt2"
-    dtype: torch.dtype | None = torch.float32,  # of the model; None: as it is stored
-    device: str | torch.device = "cpu",  # where the model should be
+    dtype: torch.dtype | str | None = "float32",  # of the model; "auto" or None: as it is stored
+    device: str = "cpu",  # where the model should be, or "auto"
 ) -> tuple[GPT, Any]:  # the model, in evaluation mode, and its tokenizer or None
     """Pretrained model from the Hugging Face world: a GPT-2, Llama, Mistral, Qwen2 or Qwen3 as our
     GPT. Dropout is left at 0: it belongs to training, not to the model.
 
     ValueError or FileNotFoundError names what cannot be computed, or each weight that does not
     fit; ImportError for a name on the Hub without huggingface_hub."""
+    dtype = _read_dtype(dtype)
     folder = _find_folder(folder_or_name)
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf)
     kind = hf["model_type"]
     with damage_told(f"the tokenizer in {folder}"):
         tokenizer = read_tokenizer(folder, hf)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    if tokenizer is not None and not fits_rows(tokenizer, config.vocab_size):
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}: they do not belong together."
@@ -151,7 +145,7 @@ def from_pretrained(
         dtype = load_tensor(maps[0].theirs, stored).dtype
     n_bytes = dtype.itemsize * sum(math.prod(entry.shape) for entry in maps)
     check_memory(n_bytes, f"The model in {folder}")
-    model = empty_model(config, dtype, device)
+    model = empty_model(config, dtype, pick_device(device))
     fill_model(model, maps, stored)
     return model, tokenizer
 
@@ -178,18 +172,23 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+_THEIR_CLASSES = {  # kind → what transformers calls it
+    "bpe": "PreTrainedTokenizerFast",
+    "hf": "PreTrainedTokenizerFast",
+    "sentencepiece": "LlamaTokenizer",
+}
+
+
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     "Our own files, from which the equal tokenizer is read, and those that transformers reads."
     tokenizer.write(folder)
     if isinstance(tokenizer, BPETokenizer):
         to_hf(tokenizer, folder / "tokenizer.json")
-    if not isinstance(tokenizer, (BPETokenizer, HFTokenizer)):
-        return  # characters and sentencepiece: for this course alone
-    eos = None
-    if tokenizer.eos_id is not None:
-        eos = tokenizer.decode([tokenizer.eos_id])
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": eos, "eos_token": eos}
-    _write_json(folder / "tokenizer_config.json", names)
+    if tokenizer.kind in _THEIR_CLASSES:  # characters are for this course alone
+        facts = tokenizer_config(tokenizer, _THEIR_CLASSES[tokenizer.kind])
+        _write_json(folder / "tokenizer_config.json", facts)
+    if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.added_tokens:
+        _write_json(folder / "added_tokens.json", tokenizer.added_tokens)
 
 # %% ../nbs/11_pretrained.ipynb #08dfd74c
 def to_pretrained(
@@ -211,19 +210,16 @@ def to_pretrained(
     for entry in weight_map(inner, kind):
         rows = entry.rows_of(weights[entry.ours])
         tensors[entry.theirs] = rows.clone(memory_format=torch.contiguous_format)
-    eos_id = None if tokenizer is None else tokenizer.eos_id
-    hf = config_to_hf(config, kind) | {
-        "torch_dtype": str(inner.embedding.weight.dtype).removeprefix("torch."),
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": None,
-    }
+    ids = model_ids(None if tokenizer is None else tokenizer.marks)
+    dtype = str(inner.embedding.weight.dtype).removeprefix("torch.")
+    hf = config_to_hf(config, kind) | {"torch_dtype": dtype} | ids
     with atomic_folder(folder, keep=True) as new:
-        for pattern in (*_HUB_FILES, "generation_config.json"):  # another model's
+        for pattern in _HUB_FILES:  # another model's
             for left in new.glob(pattern):
                 left.unlink()
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         _write_json(new / "config.json", hf)
         if tokenizer is not None:
+            _write_json(new / "generation_config.json", ids)
             _write_tokenizer(new, tokenizer)
     return Path(folder)

@@ -12,8 +12,8 @@ import torch
 
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
-from .interface import decode_stream
-from .writing import check_prompt, prompt_ids, start_writing
+from .streams import decode_stream
+from .writing import check_prompt, prompt_ids, start_writing, text_settings
 
 # %% ../nbs/08_sampling.ipynb #fe019df0
 def generate(
@@ -50,7 +50,9 @@ def generate_text(
 ) -> Iterator[str]:                    # pieces of whole characters, without the prompt
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
-    stops = {*stop_ids, tokenizer.eos_id} - {None}
-    sampling |= {"stop_ids": stops, "generator": generator, "progress": progress}
-    written = generate(model, prompt_ids(model, tokenizer, prompt), max_new_tokens, **sampling)
-    return stop_at(decode_stream(tokenizer, written), stop_strings)
+    start = prompt_ids(model, tokenizer, prompt)
+    sampling = text_settings(model, tokenizer, stop_ids, **sampling)
+    sampling |= {"generator": generator, "progress": progress}
+    written = generate(model, start, max_new_tokens, **sampling)
+    before = tokenizer.encode_ordinary(prompt)
+    return stop_at(decode_stream(tokenizer, written, before), stop_strings)

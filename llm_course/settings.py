@@ -40,7 +40,7 @@ class TrainConfig:
     eval_every: int = 0              # steps between evaluations; 0: only after the last step
     eval_batches: int | None = None  # batches in the held-out set; None: one epoch
     patience: int = 0                # evaluations without a new lowest loss that end it; 0: never
-    device: str = "cpu"
+    device: str = "auto"             # "cpu", "cuda", …; "auto": a command takes a GPU that is here
     dtype: str = "float32"           # "bfloat16": matrix products in bf16, weights in float32
     compile: bool = False            # torch.compile: slow to start, then faster
     seed: int = 42

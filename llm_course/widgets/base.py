@@ -7,14 +7,17 @@ __all__ = ['static_file', 'Explorer', 'text_box', 'cut_note']
 
 # %% ../../nbs/support/widgets/base.ipynb #a57155c5
 import html
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import ipywidgets as widgets
 import traitlets
+from IPython import get_ipython
 
 from ..viz import PALETTE
 
@@ -83,10 +86,30 @@ class _Worker:
             self.stop(writing)
             self.show_error(error)
 
+# %% ../../nbs/support/widgets/base.ipynb #4d98ba11
+def _cell_run() -> tuple[str, str] | None:
+    "The running cell, and which run of it this is; None where no page tells."
+    shell: Any = get_ipython()
+    message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = message.get("metadata", {}).get("cellId")
+    return (cell, message["header"]["msg_id"]) if cell else None
+
+
+def _parts(widget: widgets.Widget) -> list[widgets.Widget]:
+    "The widgets that a widget is made of: its children, layouts and styles, and theirs."
+    parts = []
+    for value in widget.trait_values().values():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, widgets.Widget):
+                parts += [part, *_parts(part)]
+    return parts
+
 # %% ../../nbs/support/widgets/base.ipynb #4d98ba12
 class Explorer(widgets.VBox):
     """Widget with a kernel behind it: named controls, a `draw` that follows them, one worker, and a
     line for errors."""
+
+    _open: ClassVar["WeakSet[Explorer]"] = WeakSet()
 
     def __init__(
         self,
@@ -98,6 +121,7 @@ class Explorer(widgets.VBox):
         self.error = widgets.HTML()
         self.worker = _Worker(self.show_error)
         super().__init__([*children, self.error])
+        self._replace_last_run()
         for name in drawn_by:
             controls[name].observe(lambda _: self.redraw(), "value")
         self.redraw()
@@ -126,6 +150,26 @@ class Explorer(widgets.VBox):
         thread = self.worker.thread
         if thread:
             thread.join(seconds)
+
+    def _replace_last_run(self) -> None:
+        "Close what an earlier run of the same cell has made."
+        self.cell_run = _cell_run()
+        for other in list(self._open):
+            if self.cell_run and other.cell_run:
+                cell, run = self.cell_run
+                if other.cell_run[0] == cell and other.cell_run[1] != run:
+                    other.close()
+        self._open.add(self)
+
+    def close(self) -> None:
+        "Let go of the page, and of all that is held for it; draw and write no further."
+        if not hasattr(self, "worker") or sys.is_finalizing():
+            return  # Python, too, closes a widget: a half-made one, or at its own end
+        self.worker.stop()
+        for part in _parts(self):
+            part.unobserve_all()
+            part.close()
+        super().close()
 
     def show_error(self, error: Exception) -> None:
         "Say `error` in the widget."

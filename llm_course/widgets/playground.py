@@ -20,7 +20,7 @@ from .base import Explorer, text_box
 from .next_token import NextTokenBars
 from .text import Draft, Drafts, WrittenText
 from .tokens import token_name
-from ..writing import next_logits, prompt_ids
+from ..writing import next_logits, prompt_ids, text_settings
 
 # %% ../../nbs/support/widgets/playground.ipynb #80aad3d3
 SAMPLERS = {  # sliders: parameter of SamplingParams: start, lowest, highest, step, name in the page
@@ -134,7 +134,7 @@ class Playground(Explorer):
         controls["prompt"].observe(lambda _: self._select_none(), "value")
         super().__init__(controls, self._arrange(controls), ("prompt", *sliders))
         self.output.observe(lambda _: self.redraw(), "selected")
-        self.bars.on_msg(lambda _, message, __: self._chosen(message))
+        self.bars.on_msg(self._chosen)
         self.wait()  # the first bars belong to the cell
 
     def _button(self, name: str, tooltip: str, act: Callable[[], None]) -> widgets.Button:
@@ -168,7 +168,8 @@ class Playground(Explorer):
         place = self._look()
         if self._asked is None or self._asked[0] != place.context:
             self._asked = (place.context, next_logits(self.model, place.context))
-        params = SamplingParams(**_sampling(self.values))
+        settings = text_settings(self.model, self.tokenizer, **_sampling(self.values))
+        params = SamplingParams(**settings)
         shown = (place.ids, place.here, place.title, place.name)
         self.bars.show(self._asked[1], self.tokenizer, params, *shown)
 
@@ -188,6 +189,12 @@ class Playground(Explorer):
             token = token_name(self.tokenizer, here)
             title = f"Token {at + 1:,}: what may stand in place of {token}"
         return _Place(draft.before(at), draft.context(at), here, title, name)
+
+    def close(self) -> None:
+        "Let go of the page, and of all that is held for it."
+        if hasattr(self, "worker"):
+            self.bars.on_msg(self._chosen, remove=True)
+        super().close()
 
     def write(self) -> None:
         "Write a text with the controls as they stand; the next press takes the next seed."
@@ -236,7 +243,7 @@ class Playground(Explorer):
         self.controls["seed"].value += 1
         self.worker.start(writing=stream)
 
-    def _chosen(self, message: dict) -> None:
+    def _chosen(self, _: NextTokenBars, message: dict, __: list) -> None:
         "A row was chosen in the page; nothing happens if the bars were of another place by then."
         if message.get("place") == self.drafts.place and "choose" in message:
             self.choose(message["choose"])
