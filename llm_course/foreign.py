@@ -9,6 +9,7 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from itertools import chain, groupby
 from pathlib import Path
@@ -217,7 +218,7 @@ class HFTokenizer(Tokenizer):
         processor = self._hf.post_processor
         in_front = ids_in_front(json.loads(processor.__getstate__()) if processor else None)
         eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
-        self.marks = TextMarks(begin_ids=in_front, end_ids=[] if eos_id is None else [eos_id])
+        self.marks = replace(TextMarks.around(eos_id), begin_ids=in_front, bos_id=None)
         ids = self._hf.get_vocab(with_added_tokens=True).values()
         self.vocab_size = 1 + max(ids, default=-1)
         if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:
