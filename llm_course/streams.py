@@ -107,7 +107,7 @@ class StreamDecoder:
             begin -= 1
         last = self.tokenizer.decode(self.ids[begin:])
         held = text.removeprefix(self.given)
-        if self.given and last.endswith(self.given[-1] + held):
+        if self.given and last.endswith(self.given[-1] + held):  # its beginning is behind us
             self.ids = self.ids[begin:]
             self.given = last[: len(last) - len(held)]
 
