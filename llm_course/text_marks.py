@@ -225,9 +225,8 @@ def model_ids(
 
 def tokenizer_config(
     tokenizer: Any,  # of any kind
-    kind: str,       # its class in transformers
 ) -> dict:
-    "Facts for tokenizer_config.json."
+    "Facts for tokenizer_config.json. The class is the one that follows the tokenizer's own file."
     marks = tokenizer.marks
     ids = {"bos": marks.bos_id, "eos": marks.eos_id, "pad": marks.pad_id, "unk": marks.unk_id}
     named = {
@@ -237,7 +236,7 @@ def tokenizer_config(
     if marks.more_templates:
         all_of_them = {"default": template} | marks.more_templates
         template = [{"name": name, "template": text} for name, text in all_of_them.items()]
-    facts = {"tokenizer_class": kind, "add_bos_token": bool(marks.begin_ids)}
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(marks.begin_ids)}
     return facts | named | ({"chat_template": template} if template else {})
 
 
