@@ -186,7 +186,8 @@ def read_marks(
     ValueError for damaged files."""
     own = tokenizer.marks
     facts = dict(_read(folder / "config.json") if model is None else model)
-    facts |= {name: i for name, i in _read(folder / "generation_config.json").items() if i}
+    said = _read(folder / "generation_config.json")
+    facts |= {name: value for name, value in said.items() if value is not None}
     if not facts and not _said_of_tokens(folder):
         return own
     named = {name: tokenizer.encode(text) for name, text in named_tokens(folder).items()}
