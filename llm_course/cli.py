@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .chat import Prompt
 from .config import RunConfig, flat_settings, load_config
-from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
+from .devices import pick_device
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
@@ -209,11 +210,13 @@ def llm_generate(
     argv: list[str],  # the words behind the command's name
 ) -> None:
     """Continue a prompt, on standard output, as it is written. The prompt is an argument, or
-    standard input."""
+    standard input; with --chat it is what a person says, and the answer alone is written."""
     parser = base_parser("llm_generate", llm_generate.__doc__)
-    model, tokenizer, config, _, words = open_model(parser, argv, takes_prompt=True)
+    parser.add_argument("--chat", action="store_true", help="say the prompt to a chat model")
+    model, tokenizer, config, _, args = open_model(parser, argv, takes_prompt=True)
     settings = config.sample
-    prompt = read_prompt(words)
+    said = read_prompt(args.words)
+    prompt: Prompt = [{"role": "user", "content": said}] if args.chat else said
     length = len(prompt_ids(model, tokenizer, prompt))
     limit = model.config.max_seq_len
     if length > limit:
@@ -230,6 +233,6 @@ def llm_generate(
         generator=generator,
         **settings.arguments(),
     )
-    for piece in chain([prompt], pieces):
+    for piece in pieces if args.chat else chain([said], pieces):
         print(piece, end="", flush=True)
     print()

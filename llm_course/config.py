@@ -42,9 +42,6 @@ class CorpusConfig:
             raise ValueError("corpus.source is empty: name a text, such as tales or my.txt.")
 
 
-_KINDS = ("bpe", "char", "sentencepiece")
-
-
 @dataclass
 class TokenizerConfig:
     "Tokenizer settings: how text becomes ids. ValueError for a value that cannot work."
@@ -57,7 +54,8 @@ class TokenizerConfig:
     def __post_init__(self):
         rules = {"vocab_size": AT_LEAST_1, "train_documents": AT_LEAST_1}
         check_numbers(self, rules, section="tokenizer.")
-        for name, known in (("kind", _KINDS), ("pattern", tuple(PATTERNS))):
+        choices = {"kind": ("bpe", "char", "sentencepiece"), "pattern": tuple(PATTERNS)}
+        for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"tokenizer.{name} is {value!r}; choose one of {', '.join(known)}.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_range', 'check_input', 'forward_context', 'empty_cache', 'CausalLM', 'unwrap', 'evaluating', 'widest_float',
-           'device_of', 'pick_device', 'place']
+           'device_of']
 
 # %% ../nbs/05d_context.ipynb #05d-imports
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def check_range(
             )
 
 
-def _check_ids(ids: Any, vocab_size: int) -> None:
+def _check_ids(ids: Any) -> None:
     "TypeError or ValueError for what is no row of ids."
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a tensor, not {type(ids).__name__}: write torch.tensor(ids).")
@@ -57,7 +57,6 @@ def _check_ids(ids: Any, vocab_size: int) -> None:
             f"ids must be (B, T) with at least one token, not {tuple(ids.shape)}; "
             "write ids[None] for a single row."
         )
-    check_range("ids", ids, vocab_size)
 
 
 def check_input(
@@ -68,7 +67,9 @@ def check_input(
     n_new_tokens: Tensor | None,  # (B,) int
 ) -> None:
     "Check of a model's input. ValueError for what it cannot place, TypeError for what are no ids."
-    _check_ids(ids, config.vocab_size)
+    _check_ids(ids)
+    if cache is None:  # a step of generation asks for no more: its ids are the model's own
+        check_range("ids", ids, config.vocab_size)
     if document_ids is not None and document_ids.shape != ids.shape:
         raise ValueError(
             f"document_ids are {tuple(document_ids.shape)} but ids are {tuple(ids.shape)}; "
@@ -258,27 +259,3 @@ def device_of(
     "Device of a model's weights; the CPU where it has none."
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-# %% ../nbs/05d_context.ipynb #05d-pick
-def pick_device(
-    name: str,  # as a setting has it: "auto", or as torch names it
-) -> str:
-    """Device of a name: for `auto` the first GPU of CUDA where there is one, else the CPU.
-    ValueError for a name that torch does not know."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device {name!r} is unknown: give cpu, cuda, mps or auto.") from None
-    return name
-
-
-def place(
-    model: nn.Module,  # it is moved, unless the name is `auto`
-    name: str,  # as a setting has it
-) -> torch.device:  # where the model then is
-    "Placement of a model: on the device of a name, for `auto` where it is already."
-    if name != "auto":
-        model.to(name)
-    return device_of(model)

@@ -16,22 +16,11 @@ import tiktoken
 from .bpe import BPETokenizer
 from .merges import read_gpt2_files, spell, unspell
 from .strangers import damage_told, read_json_object, short
+from .text_marks import added_tokens
 from .texts import pattern_text, split_pieces, utf8
 from .tokenizer import bpe_vocabulary
 
 # %% ../nbs/01h_foreign_bpe.ipynb #01h-from
-def _added_tokens(folder: Path) -> dict[str, int]:
-    "The tokens that files beside vocab.json add to it, with their ids."
-    added = {}
-    if (folder / "added_tokens.json").is_file():
-        added |= read_json_object(folder / "added_tokens.json")
-    if (folder / "tokenizer_config.json").is_file():
-        settings = read_json_object(folder / "tokenizer_config.json")
-        for i, token in settings.get("added_tokens_decoder", {}).items():
-            added[token["content"]] = int(i)
-    return added
-
-
 def from_gpt2(
     folder: str | Path,             # it holds vocab.json and merges.txt
     special_tokens: Iterable[str] | Mapping[str, int] | None = None,  # None: what no merge makes
@@ -49,7 +38,7 @@ def from_gpt2(
         vocab = {i: unspell(word) for word, i in words.items() if word in plain}
         vocab |= {i: utf8(word) for word, i in others.items()}
         if special_tokens is None:
-            special_tokens = others | _added_tokens(folder)
+            special_tokens = others | added_tokens(folder)
         return BPETokenizer(vocab, merges, special_tokens, pattern)
 
 # %% ../nbs/01h_foreign_bpe.ipynb #01h-load
@@ -82,25 +71,17 @@ def load_gpt2(
     """GPT-2's tokenizer files, read with GPT-2's pattern where that is theirs. Raises ValueError
     where settings beside them, or a token, speak against it; warns where nothing speaks for it."""
     kind = _named_kind(Path(folder))
-    remedy = "read it by from_gpt2(folder, pattern=…)."
-    if kind not in (None, *_GPT2_NAMES):
-        raise ValueError(
-            f"{folder} has vocab.json and merges.txt, which do not say how {short(kind)} cuts text "
-            f"into pieces: {remedy}"
-        )
     tokenizer = from_gpt2(folder)
+    if kind in _GPT2_NAMES:
+        return tokenizer
+    doubt = f"{folder} has vocab.json and merges.txt, which do not say how text is cut into pieces"
+    remedy = "fetch tokenizer.json too, or read it by from_gpt2(folder, pattern=…)."
+    if kind is not None:
+        raise ValueError(f"{doubt} by {short(kind)}: {remedy}")
     cut = _cut_token(tokenizer)
-    if kind is None and cut is not None:
-        raise ValueError(
-            f"{folder} does not say how text is cut into pieces, and its token {short(cut)} was "
-            f"not learned with GPT-2's pattern: {remedy}"
-        )
-    if kind is None:
-        warnings.warn(
-            f"{folder} does not say how text is cut into pieces, so GPT-2's pattern is taken: "
-            f"if it is another, {remedy}",
-            stacklevel=2,
-        )
+    if cut is not None:
+        raise ValueError(f"{doubt}, and GPT-2's pattern never made the token {short(cut)}: {remedy}")
+    warnings.warn(f"{doubt}, so GPT-2's pattern is taken; else {remedy}", stacklevel=2)
     return tokenizer
 
 # %% ../nbs/01h_foreign_bpe.ipynb #01h-ranksf

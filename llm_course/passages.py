@@ -7,11 +7,12 @@ __all__ = ['passages', 'split_at_marks', 'text_documents']
 
 # %% ../nbs/00f_passages.ipynb #7e00f002
 import io
+import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 
-from .text_files import read_lines
+from .text_files import open_text, read_lines
 
 # %% ../nbs/00f_passages.ipynb #e327058c
 def _parts(lines: Iterable[str], size: int) -> Iterator[str]:
@@ -51,6 +52,7 @@ def passages(
 
 # %% ../nbs/00f_passages.ipynb #7e00f006
 _MARK = "<|endoftext|>"
+_AT_MARKS = re.compile(f"({re.escape(_MARK)})")  # in brackets: split keeps the marks
 _LONGEST = 1 << 24  # characters of a document; longer ones are cut, so that they fit the memory
 
 
@@ -63,17 +65,14 @@ def split_at_marks(
 
 
 def _with_marks(lines: Iterable[str]) -> Iterator[str]:
-    "The lines, with each mark as a line of its own."
+    "The lines, with each mark as a line of its own; some are empty."
     waiting = ""
     for line in lines:
-        if not waiting and line.endswith("\n") and _MARK not in line:  # almost all
-            yield line
-            continue
-        *ended, rest = (waiting + line).split(_MARK)
-        for part in ended:
-            yield part
-            yield _MARK
-        cut = len(rest) if rest.endswith("\n") else max(0, len(rest) - len(_MARK) + 1)
+        *parts, rest = _AT_MARKS.split(waiting + line)
+        yield from parts
+        cut = len(rest)
+        if not rest.endswith("\n"):  # a mark may have begun
+            cut = max(0, cut - len(_MARK) + 1)
         yield rest[:cut]
         waiting = rest[cut:]
     yield waiting
@@ -85,17 +84,13 @@ def text_documents(
 ) -> Iterator[str]:
     """The documents of a text file: what stands between two <|endoftext|>, else passages. The first
     400,000 characters decide; a file of fewer gives about a hundred passages. Raises as `open_text` does."""
-    lines = read_lines(path)
-    head = []
-    n = 0
-    for line in lines:
-        head.append(line)
-        n += len(line)
-        if n >= 400_000:
-            break
-    has_marks = _MARK in "".join(head)
-    size = _LONGEST if has_marks or whole else min(max(n // 100, 500), 4000)
-    parts = filter(None, _with_marks(chain(head, lines)))
+    with open_text(path) as file:
+        head = file.read(400_000)
+    has_marks = _MARK in head
+    size = min(max(len(head) // 100, 500), 4000)
+    if whole or has_marks:
+        size = _LONGEST
+    parts = filter(None, _with_marks(read_lines(path)))
     for is_mark, document in groupby(parts, key=_MARK.__eq__):
         if is_mark:
             continue

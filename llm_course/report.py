@@ -118,7 +118,7 @@ def report_text(
     loss = evaluate(model, bar)
     print(f"texts       {len(data):,} held out of {config.corpus.source}")
     _print_loss("held out", loss, loss * data.n_targets, data.n_bytes)
-    _print_bigram(TokenDataset(folder, "train", tokenizer), data, tokenizer.vocab_size, loss)
+    _print_bigram(TokenDataset(folder, "train", tokenizer), data, model.config.vocab_size, loss)
     temperature = config.eval.temperatures[0]
     texts = sample_stories(model, tokenizer, config.eval.show, temperature, config.eval.seed)
     for text in texts:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from .chat import Prompt, text_ids
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
 from .streams import decode_stream
@@ -40,7 +41,7 @@ def generate(
 def generate_text(
     model: CausalLM,                   # what will read the prompt and write
     tokenizer,                         # the one that the model was trained with
-    prompt: str = "",                  # the text to continue
+    prompt: Prompt = "",               # the text to continue, or a conversation
     max_new_tokens: int = 256,         # at most so many
     stop_ids: Iterable[int] = (),      # end the text, besides end-of-text
     stop_strings: Iterable[str] = (),  # end the text where one is complete; not shown
@@ -54,5 +55,5 @@ def generate_text(
     sampling = text_settings(model, tokenizer, stop_ids, **sampling)
     sampling |= {"generator": generator, "progress": progress}
     written = generate(model, start, max_new_tokens, **sampling)
-    before = tokenizer.encode_ordinary(prompt)
-    return stop_at(decode_stream(tokenizer, written, before), stop_strings)
+    pieces = decode_stream(tokenizer, written, text_ids(tokenizer, prompt))
+    return stop_at(pieces, stop_strings)

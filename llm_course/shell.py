@@ -15,14 +15,17 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checkpoint import find_model, load_model
-from .config import RunConfig, flat_settings, load_config
-from .context import pick_device
+from .checkpoint import find_model
+from .config import AUTO, SCALED, RunConfig, flat_settings, load_config, read_settings
+from .devices import pick_device
 from .gpt import GPT
+from .hfconfig import config_from_hf, read_json
 from .preflight import check_device, check_sampling
+from .pretrained import is_hugging_face, load_any
 from .run_folder import checkpoint_to_use, read_config
 from .runs import shown
 from .terminal import ReaderGone, guarded_output, interruptible, stop_code
+from .values import build
 
 # %% ../nbs/90c_shell.ipynb #1b056534
 class _Parser(argparse.ArgumentParser):
@@ -107,13 +110,27 @@ class OpenModel(NamedTuple):
     model: GPT
     tokenizer: Any
     config: RunConfig   # the model's own, under the file and the settings that were given
-    folder: Path        # the checkpoint
-    words: list[str]    # arguments that are no setting: prompts
+    folder: Path        # the checkpoint, or a Hugging Face folder
+    args: argparse.Namespace  # what was typed; `words`: arguments that are no setting, prompts
 
 
-def _check_shape(folder: Path, config: RunConfig, settings: list[str]) -> None:
+def _own_settings(folder: Path) -> dict[str, Any]:
+    "The settings that a model was made with; a Hugging Face folder tells those of `model` alone."
+    if is_hugging_face(folder):
+        return flat_settings(RunConfig(model=config_from_hf(read_json(folder / "config.json"))))
+    read_config(folder)  # refused where it is damaged
+    return flat_settings(load_config(folder / "config.yaml"))
+
+
+def _config_over(own: dict[str, Any], path: str | None, settings: list[str]) -> RunConfig:
+    "The config of a model, under the file and the settings that were given."
+    given = read_settings(path, settings)
+    is_auto = {name for name in SCALED if given.get(name) == AUTO}
+    return build(RunConfig, own | {n: value for n, value in given.items() if n not in is_auto})
+
+
+def _check_shape(folder: Path, own: dict, config: RunConfig, settings: list[str]) -> None:
     "Refuse to change the shape of a model that is there."
-    own = flat_settings(load_config(folder / "config.yaml"))
     for setting in settings:
         name = setting.partition("=")[0]
         if name.startswith("model.") and flat_settings(config)[name] != own[name]:
@@ -147,22 +164,24 @@ def open_model(
     """The model that a command line asks for, and the config to use it with.
 
     Raises FileNotFoundError where it is missing, ValueError where it cannot be used."""
-    help = "a run or a checkpoint; default: the newest in data/runs, else the bundled model"
+    kinds = "a run (its best checkpoint), a checkpoint or a Hugging Face folder"
+    help = f"{kinds}; default: the newest run, or the bundled model"
     parser.add_argument("--model", metavar="FOLDER", help=help)
     args = parser.parse_intermixed_args(argv)
-    words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
-    settings = [word for word in args.settings if word not in words]
-    folder = checkpoint_to_use(args.model or find_model(None))
-    read_config(folder)  # refused where it is damaged
-    own = flat_settings(load_config(folder / "config.yaml"))
-    config = load_config(args.config or folder / "config.yaml", settings, auto=own)
-    _check_shape(folder, config, settings)
+    args.words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
+    settings = [word for word in args.settings if word not in args.words]
+    folder = Path(args.model or find_model(None))
+    if not is_hugging_face(folder):
+        folder = checkpoint_to_use(folder)
+    own = _own_settings(folder)
+    config = _config_over(own, args.config, settings)
+    _check_shape(folder, own, config, settings)
     find_device(config, args, parser.prog)
-    model, tokenizer = load_model(folder, pick_device(config.train.device))
+    model, tokenizer = load_any(folder, config.train.device)
     if tokenizer is None:
         raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
     check_sampling(config, tokenizer.vocab_size)
-    return OpenModel(model, tokenizer, config, folder, words)
+    return OpenModel(model, tokenizer, config, folder, args)
 
 # %% ../nbs/90c_shell.ipynb #7fe80c19
 def read_prompt(
@@ -180,7 +199,7 @@ def read_prompt(
         return ""
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8").removesuffix("\n")
+        return data.decode("utf-8").removeprefix("\ufeff").removesuffix("\n")
     except UnicodeDecodeError as error:
         bad = f"byte {error.start} is 0x{data[error.start]:02x}"
         raise ValueError(f"standard input is not UTF-8 text: {bad}.") from None

@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from .text_files import NoText, Skipped, open_bytes, open_text
 
 # %% ../nbs/00e_tables.ipynb #7e00e005
-_LONGEST = 1 << 26  # characters of one row: it must fit the memory
-_BETWEEN = re.compile(r"[\s,\]]*")
+_LONGEST = 1 << 24  # characters of one row: it must fit the memory
+_BETWEEN: Any = re.compile(r"[\s,\]]*")
 
 
 def _json_rows(file: TextIO, path: Path) -> Iterator[Any]:
@@ -39,13 +39,15 @@ def _json_rows(file: TextIO, path: Path) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:  # perhaps it is not whole
             text = text[start:]
             end = 0
-            more = file.read(max(len(text), 1 << 20)) if len(text) < _LONGEST else ""
-            if not more and not text:
-                return
-            if not more:
+            room = max(0, _LONGEST - len(text))
+            more = file.read(min(room, max(len(text), 1 << 20)))
+            if more:
+                text += more
+            elif text:
                 why = getattr(error, "msg", "too long a number, or too many brackets")
                 raise ValueError(f"row {number} of {path} is no JSON ({why}): mend it.") from None
-            text += more
+            else:
+                return
         else:
             yield row
             number += 1
@@ -54,10 +56,18 @@ def _json_rows(file: TextIO, path: Path) -> Iterator[Any]:
 _MISSING = {"", "null", "NULL", "None", "NA", "N/A", "NaN", "nan"}  # cells that mean nothing
 
 
+def _whole_lines(file: TextIO, path: Path) -> Iterator[str]:
+    "The lines of a file; ValueError for one that would not fit the memory."
+    while line := file.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise ValueError(f"{path} has a line of over {_LONGEST:,} characters: cut it in parts.")
+        yield line
+
+
 def _csv_rows(file: TextIO, path: Path, delimiters: str) -> Iterator[dict]:
     "The rows of a CSV file; its first line tells which of the delimiters is used."
     csv.field_size_limit(_LONGEST)  # for the whole process: the default is 131,072
-    lines = iter(lambda: file.readline(_LONGEST), "")
+    lines = _whole_lines(file, path)
     first = next(lines, "")
     delimiter = max(delimiters, key=first.count)
     reader = csv.DictReader(chain([first], lines), delimiter=delimiter)
@@ -103,21 +113,16 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[dict]:
 
 # %% ../nbs/00e_tables.ipynb #7e00e013
 def _is_prose(cell: Any) -> bool:
-    "Whether a cell holds text, and no number written out."
-    if not isinstance(cell, str):
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return bool(cell.strip())
-    return False
+    "Whether a cell holds text: a letter at least, so no number written out."
+    return isinstance(cell, str) and re.search(r"[^\W\d_]", cell) is not None
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: list[str]) -> str:
     "The first five names, and how many more there are."
-    names = list(names)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(repr(name[:30]) for name in names[:5]) + more
+    shown = [repr(name[:30]) for name in names]
+    if len(shown) > 5:
+        shown[5:] = [f"{len(shown) - 5} more"]
+    return ", ".join(shown)
 
 
 def text_column(
@@ -128,19 +133,18 @@ def text_column(
     """The column that holds the text: the one that was asked for, else 'text', else the only one
     with text. Raises NoText, naming the columns, where it is not there, or where several could be meant."""
     dicts = [row for row in rows if isinstance(row, dict)]
-    columns = list(dict.fromkeys(key for row in dicts for key in row))
+    columns = list(dict.fromkeys(chain(*dicts)))
     wanted = "text" if column is None else column
     if wanted in columns or not columns:
         return wanted
-    why = f"without the column {wanted!r}"
-    if column is not None:
-        raise NoText(f"{name} has no column {column!r}, only {_few(columns)}.", why)
-    prose = [key for key in columns if any(_is_prose(row.get(key)) for row in dicts)]
-    if len(prose) == 1:
-        return prose[0]
-    what = f"texts in {_few(prose)}" if prose else f"only {_few(columns)}, none of them text"
-    remedy = "choose one with column=, or corpus.column= in a command"
-    raise NoText(f"{name} has no column 'text', but {what}: {remedy}.", why)
+    prose = dict.fromkeys(key for row in dicts for key in row if _is_prose(row[key]))
+    if column is None and len(prose) == 1:
+        return next(iter(prose))
+    raise NoText(
+        f"{name} has no column {wanted!r}, only {_few(columns)}: choose one that holds text with "
+        f"column=, or corpus.column= in a command.",
+        f"without the column {wanted!r}",
+    )
 
 
 def row_texts(
@@ -161,19 +165,21 @@ def row_texts(
         elif isinstance(text, str):
             yield text
         else:
-            where = f"in the column {column!r}" if isinstance(row, dict) else "and no columns"
             raise ValueError(
-                f"row {number} of {name} has a value of type {type(text).__name__} {where}, where a "
-                f"text should be: choose one of texts with column=, or corpus.column= in a command."
+                f"row {number} of {name} has a value of type {type(text).__name__} where the text "
+                f"should be: choose a column of texts with column=, or corpus.column= in a command."
             )
 
 # %% ../nbs/00e_tables.ipynb #7e00e017
+_DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
+
+
 def _file_rows(path: Path, form: str) -> Iterator[Any]:
     with open_text(path) as file:
         if form == "json":
             yield from _json_rows(file, path)
         else:
-            yield from _csv_rows(file, path, ",;\t" if form == "csv" else "\t")
+            yield from _csv_rows(file, path, _DELIMITERS[form])
 
 
 def table_texts(

@@ -7,14 +7,26 @@ __all__ = ['TextMarks', 'marks_of', 'fits_rows', 'sentencepiece_marks', 'ids_in_
            'read_marks', 'model_ids', 'tokenizer_config', 'begin_processor']
 
 # %% ../nbs/01g_text_marks.ipynb #01g-imports
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
 from .strangers import read_json_object
 
 # %% ../nbs/01g_text_marks.ipynb #01g-class
+def _ids(*said: Any) -> tuple[int, ...]:
+    "The ids among values that are a number, several, or nothing (None, or -1), each once."
+    several = (value if isinstance(value, list) else [value] for value in said)
+    whole = (i for i in chain.from_iterable(several) if isinstance(i, int) and i >= 0)
+    return tuple(dict.fromkeys(whole))
+
+
+def _first(ids: Iterable[int]) -> int | None:
+    return next(iter(ids), None)
+
+
 @dataclass(frozen=True)
 class TextMarks:
     """Text marks: the ids around a text, and how a conversation is written. Where nothing is put
@@ -39,13 +51,13 @@ class TextMarks:
         eos_id: int | None,  # end-of-text; None where there is none
     ) -> "TextMarks":
         "Marks of the course's own tokenizers: a text stands between two end-of-text tokens."
-        ids = () if eos_id is None else (eos_id,)
+        ids = _ids(eos_id)
         return cls(begin_ids=ids, end_ids=ids, bos_id=eos_id)
 
     @property
     def eos_id(self) -> int | None:
         "The id that is written at a text's end; None where there is none."
-        return self.end_ids[0] if self.end_ids else None
+        return _first(self.end_ids)
 
     @property
     def start_ids(self) -> tuple[int, ...]:
@@ -86,33 +98,26 @@ def sentencepiece_marks(
 ) -> TextMarks:
     """Marks of a sentencepiece model: texts begin with its beginning-of-text token, as Llama's do;
     without one, with its end-of-text, as the course's do."""
-    said = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
-    ids = {name: i for name, i in said.items() if i >= 0}
-    if "bos" not in ids:
-        return replace(TextMarks.around(ids.get("eos")), pad_id=ids.get("pad"))
-    return TextMarks(
-        begin_ids=(ids["bos"],),
-        end_ids=(ids["eos"],) if "eos" in ids else (),
-        pad_id=ids.get("pad"),
-        unk_id=model.unk_id(),
-        bos_id=ids["bos"],
-    )
+    begin_ids = _ids(model.bos_id())
+    end_ids = _ids(model.eos_id())
+    pad_id = _first(_ids(model.pad_id()))
+    if not begin_ids:
+        return replace(TextMarks.around(_first(end_ids)), pad_id=pad_id)
+    return TextMarks(begin_ids, end_ids, pad_id, model.unk_id(), bos_id=begin_ids[0])
 
 
 def ids_in_front(
     processor: dict | None,  # the post_processor of a tokenizer.json
-) -> list[int]:
+) -> tuple[int, ...]:
     "Ids that tokenizer.json puts in front of a text."
-    kind = processor["type"] if processor else None
-    if kind == "Sequence":
-        return [i for part in processor["processors"] for i in ids_in_front(part)]
-    if kind in ("BertProcessing", "RobertaProcessing"):
-        return [processor["cls"][1]]
-    if kind != "TemplateProcessing":
-        return []
-    parts = takewhile(lambda part: "SpecialToken" in part, processor["single"])
+    facts = processor or {}
+    if facts.get("type") == "Sequence":
+        return tuple(chain.from_iterable(map(ids_in_front, facts["processors"])))
+    if "cls" in facts:  # as of BERT and RoBERTa
+        return (facts["cls"][1],)
+    parts = takewhile(lambda part: "SpecialToken" in part, facts.get("single", ()))
     names = [part["SpecialToken"]["id"] for part in parts]
-    return [i for name in names for i in processor["special_tokens"][name]["ids"]]
+    return tuple(i for name in names for i in facts["special_tokens"][name]["ids"])
 
 # %% ../nbs/01g_text_marks.ipynb #01g-besidec
 def _read(path: Path) -> dict:
@@ -162,21 +167,13 @@ def _templates(folder: Path) -> dict[str, str]:
         said = said | {"default": path.read_text(encoding="utf-8")}
     return said
 
-
-def _ids(*said: Any) -> list[int]:
-    "The ids among values that are a number, a list of them, or nothing; each once."
-    flat = [i for value in said for i in (value if isinstance(value, list) else [value])]
-    return list(dict.fromkeys(i for i in flat if isinstance(i, int)))
-
 # %% ../nbs/01g_text_marks.ipynb #01g-read
-def _begin_ids(folder: Path, tokenizer: Any, bos_id: int | None) -> list[int]:
+def _begin_ids(folder: Path, tokenizer: Any, bos_id: int | None) -> tuple[int, ...]:
     "What is put in front of a text: tokenizer.json decides alone, GPT-2's files put nothing there."
-    own = tokenizer.marks.begin_ids
     if tokenizer.kind == "hf":
-        return list(own)
-    by_default = tokenizer.kind == "sentencepiece" and bool(own)
-    adds_bos = _said_of_tokens(folder).get("add_bos_token", by_default)
-    return _ids(bos_id) if adds_bos else []
+        return tokenizer.marks.begin_ids
+    adds_bos = _said_of_tokens(folder).get("add_bos_token", tokenizer.kind == "sentencepiece")
+    return _ids(bos_id)[: int(adds_bos)]
 
 
 def read_marks(
@@ -188,25 +185,25 @@ def read_marks(
     end that its files name comes first, then those of generation_config.json, else of config.json.
     ValueError for damaged files."""
     own = tokenizer.marks
-    facts = _read(folder / "config.json") if model is None else model
-    facts = facts | {name: i for name, i in _read(folder / "generation_config.json").items() if i}
+    facts = dict(_read(folder / "config.json") if model is None else model)
+    said = _read(folder / "generation_config.json")
+    facts |= {name: value for name, value in said.items() if value is not None}
     if not facts and not _said_of_tokens(folder):
         return own
-    named = named_tokens(folder)
-    found = {name: tokenizer.encode(text) for name, text in named.items()}
-    ids = {name: ids[0] for name, ids in found.items() if len(ids) == 1}
+    named = {name: tokenizer.encode(text) for name, text in named_tokens(folder).items()}
+    ids = {name: ids[0] for name, ids in named.items() if len(ids) == 1}
     end_ids = _ids(ids.get("eos"), facts.get("eos_token_id"))
     if not end_ids and (tokenizer.kind != "hf" or not facts):  # no config.json says: there is none
-        end_ids = _ids(own.eos_id)
+        end_ids = own.end_ids
     n_rows = facts.get("vocab_size", tokenizer.vocab_size)
-    bos_ids = _ids(ids.get("bos", own.bos_id), None if named else facts.get("bos_token_id"))
-    bos_id = bos_ids[0] if bos_ids else None
+    known = [i for i in end_ids if tokenizer.has_id(i) and i < n_rows]
+    bos_id = _first(_ids(ids.get("bos", own.bos_id), () if named else facts.get("bos_token_id")))
     pad_ids = _ids(ids.get("pad", own.pad_id), facts.get("pad_token_id"))
     templates = _templates(folder)
     return TextMarks(
         begin_ids=_begin_ids(folder, tokenizer, bos_id),
-        end_ids=[i for i in end_ids if tokenizer.has_id(i) and i < n_rows],
-        pad_id=next(filter(tokenizer.has_id, pad_ids), None),
+        end_ids=tuple(known),
+        pad_id=_first(filter(tokenizer.has_id, pad_ids)),
         unk_id=ids.get("unk", own.unk_id),
         chat_template=templates.pop("default", None),
         bos_id=bos_id,
@@ -229,9 +226,8 @@ def model_ids(
 
 def tokenizer_config(
     tokenizer: Any,  # of any kind
-    kind: str,       # its class in transformers
 ) -> dict:
-    "Facts for tokenizer_config.json."
+    "Facts for tokenizer_config.json. The class is the one that follows the tokenizer's own file."
     marks = tokenizer.marks
     ids = {"bos": marks.bos_id, "eos": marks.eos_id, "pad": marks.pad_id, "unk": marks.unk_id}
     named = {
@@ -239,10 +235,10 @@ def tokenizer_config(
     }
     template: Any = marks.chat_template
     if marks.more_templates:
-        all_of_them = {"default": template, **marks.more_templates}
-        template = [{"name": name, "template": text} for name, text in all_of_them.items() if text]
-    facts = {"tokenizer_class": kind, **named, "add_bos_token": bool(marks.begin_ids)}
-    return facts | ({"chat_template": template} if template else {})
+        all_of_them = {"default": template} | marks.more_templates
+        template = [{"name": name, "template": text} for name, text in all_of_them.items()]
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(marks.begin_ids)}
+    return facts | named | ({"chat_template": template} if template else {})
 
 
 def begin_processor(
@@ -254,17 +250,16 @@ def begin_processor(
     if marks == TextMarks.around(marks.eos_id) or not marks.begin_ids:
         return None
     names = {tokenizer.token_name(i): i for i in marks.begin_ids}
-    first, second = (
-        [
-            *({"SpecialToken": {"id": name, "type_id": n}} for name in names),
-            {"Sequence": {"id": text, "type_id": n}},
-        ]
-        for n, text in enumerate("AB")
-    )
-    special = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names.items()}
+
+    def begun(sequence: str, type_id: int) -> list[dict]:
+        in_front = [{"SpecialToken": {"id": name, "type_id": type_id}} for name in names]
+        return [*in_front, {"Sequence": {"id": sequence, "type_id": type_id}}]
+
     return {
         "type": "TemplateProcessing",
-        "single": first,
-        "pair": first + second,
-        "special_tokens": special,
+        "single": begun("A", 0),
+        "pair": begun("A", 0) + begun("B", 1),
+        "special_tokens": {
+            name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names.items()
+        },
     }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .chat import Prompt, text_ids
 from .context import CausalLM, widest_float
 from .engine import Decoder, SamplingParams, sample_next
 from .filters import Generators, check_ids, check_number
@@ -42,15 +43,14 @@ def next_logits(
     return logits.clone()  # one that can be changed, and that gradients can go through
 
 # %% ../nbs/08e_writing.ipynb #76911714
-def _known_ids(model: CausalLM, tokenizer, text: str) -> list[int]:
-    "The ids of a text. ValueError where the model has no row for one, or for ordinary tokens."
+def _check_rows(model: CausalLM, tokenizer, ids: list[int]) -> list[int]:
+    "The same ids. ValueError where the model has no row for one, or for ordinary tokens."
     n_rows = model.config.vocab_size
     if not fits_rows(tokenizer, n_rows):
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} tokens and the model {n_rows}: load the "
             "tokenizer that the model was trained with."
         )
-    ids = tokenizer.encode_ordinary(text)
     if max(ids, default=0) >= n_rows:
         token = tokenizer.decode([max(ids)])
         raise ValueError(
@@ -63,14 +63,17 @@ def _known_ids(model: CausalLM, tokenizer, text: str) -> list[int]:
 def prompt_ids(
     model: CausalLM,
     tokenizer,  # the one that the model was trained with
-    prompt: str = "",  # in which special tokens are plain text
+    prompt: Prompt = "",  # in which special tokens are plain text
 ) -> list[int]:        # at least one id
     """Prompt encoding: what a text begins with (of the course's own tokenizers: end-of-text, which
     also begins a document), then the prompt. Where nothing is put in front of a text, as with
-    GPT-2, only an empty prompt gets a beginning. ValueError where the tokenizer has more tokens
-    than the model, the model has no row for one in the prompt, or there is nothing to begin with."""
+    GPT-2, only an empty prompt gets a beginning. A conversation is written by its template. ValueError
+    where the model has no row for an id, or there is nothing to begin with."""
     marks = marks_of(tokenizer)
-    ids = [*marks.begin_ids, *_known_ids(model, tokenizer, prompt)] or list(marks.start_ids)
+    ids = text_ids(tokenizer, prompt)
+    if isinstance(prompt, str):
+        ids = [*marks.begin_ids, *ids] or list(marks.start_ids)
+    _check_rows(model, tokenizer, ids)
     if not ids:
         raise ValueError("This tokenizer has no end-of-text token to begin with: give a prompt.")
     return ids
@@ -88,7 +91,8 @@ def document_ids(
         raise ValueError(
             "This tokenizer has no end-of-text token, so a document has no end to predict."
         )
-    return [*marks.start_ids, *_known_ids(model, tokenizer, document), marks.end_ids[0]]
+    ids = _check_rows(model, tokenizer, tokenizer.encode_ordinary(document))
+    return [*marks.start_ids, *ids, marks.end_ids[0]]
 
 # %% ../nbs/08e_writing.ipynb #08e-text-exp
 def text_settings(

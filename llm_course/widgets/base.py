@@ -8,6 +8,7 @@ __all__ = ['static_file', 'Explorer', 'text_box', 'cut_note']
 # %% ../../nbs/support/widgets/base.ipynb #a57155c5
 import html
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -31,7 +32,7 @@ class _Worker:
     """One thread for one widget: it draws what was asked for last, and between drawings takes one
     step of what is being written."""
 
-    def __init__(self, show_error: Callable[[Exception], None]):
+    def __init__(self, show_error: Callable[[BaseException], None]):
         self.show_error = show_error
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
@@ -74,7 +75,7 @@ class _Worker:
     def _draw(self, drawing: Callable[[], None]) -> None:
         try:
             drawing()
-        except Exception as error:  # whatever it is, it must be seen in the widget
+        except BaseException as error:  # whatever it is: tokenizers' PanicException is no Exception
             self.show_error(error)
 
     def _write(self, writing: Iterator) -> None:
@@ -82,7 +83,7 @@ class _Worker:
             next(writing)
         except StopIteration:
             self.stop(writing)
-        except Exception as error:
+        except BaseException as error:
             self.stop(writing)
             self.show_error(error)
 
@@ -171,9 +172,10 @@ class Explorer(widgets.VBox):
             part.close()
         super().close()
 
-    def show_error(self, error: Exception) -> None:
-        "Say `error` in the widget."
-        text = html.escape(f"{type(error).__name__}: {error}")
+    def show_error(self, error: BaseException) -> None:
+        "Say `error` in the widget, in one line."
+        line = textwrap.shorten(f"{type(error).__name__}: {error}", 400, placeholder=" …")
+        text = html.escape(line)
         self.error.value = f'<b style="color:{PALETTE[1]}">{text}</b>'
 
     def _draw(self) -> None:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 
-from ..checkpoint import load_model
+from ..chat import Prompt
 from ..engine import SamplingParams
-from ..pretrained import from_pretrained
+from ..pretrained import load_any
 from ..sources import project_root
 from .base import Explorer, text_box
 from .next_token import NextTokenBars
@@ -70,8 +70,7 @@ def open_model(
     if not path.is_dir():
         kinds = "a run, a checkpoint or a Hugging Face folder"
         raise FileNotFoundError(f"{folder} is no folder: give {kinds}.")
-    is_hugging_face = (path / "config.json").is_file()
-    model, tokenizer = from_pretrained(path) if is_hugging_face else load_model(path)
+    model, tokenizer = load_any(path)
     if tokenizer is None:
         remedy = "load both yourself, and call Playground(model, tokenizer)"
         raise ValueError(f"{folder} holds a model but no tokenizer: {remedy}.")
@@ -119,6 +118,13 @@ class Playground(Explorer):
         sliders = _make_sliders()
         controls: dict[str, Any] = {
             "prompt": text_box(prompt, "prompt", "4.5em"),
+            "chat": widgets.Checkbox(
+                False,
+                description="chat",
+                tooltip="The prompt is what a person says to a chat model",
+                indent=False,
+                layout={"width": "6em"},
+            ),
             **sliders,
             "length": widgets.IntSlider(
                 max_new_tokens,
@@ -132,7 +138,7 @@ class Playground(Explorer):
             ),
         }
         controls["prompt"].observe(lambda _: self._select_none(), "value")
-        super().__init__(controls, self._arrange(controls), ("prompt", *sliders))
+        super().__init__(controls, self._arrange(controls), ("prompt", "chat", *sliders))
         self.output.observe(lambda _: self.redraw(), "selected")
         self.bars.on_msg(self._chosen)
         self.wait()  # the first bars belong to the cell
@@ -148,7 +154,7 @@ class Playground(Explorer):
         penalties = ("typical_p", "repetition_penalty", "frequency_penalty", "length")
         right = [controls[name] for name in penalties]
         columns = [widgets.VBox(column, layout={"flex": "1 1 20em"}) for column in (left, right)]
-        buttons = [self.generate, self.stop, self.undo, controls["seed"]]
+        buttons = [self.generate, self.stop, self.undo, controls["chat"], controls["seed"]]
         wrap = {"flex_flow": "row wrap"}
         return [
             controls["prompt"],
@@ -156,6 +162,12 @@ class Playground(Explorer):
             widgets.HBox(buttons, layout=wrap),
             widgets.HBox([self.output, self.bars], layout=wrap),
         ]
+
+    @property
+    def prompt(self) -> Prompt:
+        "The text to continue; with the box «chat», what a person says."
+        text = self.values["prompt"]
+        return [{"role": "user", "content": text}] if self.values["chat"] else text
 
     def _select_none(self) -> None:
         self.output.selected = -1
@@ -180,7 +192,7 @@ class Playground(Explorer):
             at = self.output.selected
             name = self.drafts.place
         if draft is None or not 0 <= at <= len(draft.tokens):
-            ids = prompt_ids(self.model, self.tokenizer, self.values["prompt"])
+            ids = prompt_ids(self.model, self.tokenizer, self.prompt)
             return _Place(ids, ids, -1, "What may follow the prompt", name)
         here = -1
         title = "What may follow the text"
@@ -221,7 +233,7 @@ class Playground(Explorer):
             self.redraw()
 
     def _new_draft(self) -> Draft:
-        return Draft(self.model, self.tokenizer, self.values["prompt"])
+        return Draft(self.model, self.tokenizer, self.prompt)
 
     def _begin(self, make: Callable[[], Draft], force_tokens: Iterable[int] = ()) -> None:
         "Write into the version that `make` makes."

@@ -17,6 +17,7 @@ import ipywidgets as widgets
 import torch
 import traitlets
 
+from ..chat import Prompt, prompt_text, text_ids
 from ..engine import slide_window
 from ..streams import StreamDecoder
 from ..viz_text import level_names, probability_level, show_token
@@ -97,14 +98,15 @@ class Draft:
         self,
         model: Any,                           # what can be generated from
         tokenizer: Any,                       # the one that it was trained with
-        prompt: str,
+        prompt: Prompt,                       # a text, or the messages of a conversation
         kept: Iterable[GeneratedToken] = (),  # tokens of the version before
         views: Iterable[int] = (),            # how many ids were in view at each of these
     ):
         self.model = model
         self.prompt = prompt
         self.ids = prompt_ids(model, tokenizer, prompt)
-        self.spelling = Spelling(tokenizer, tokenizer.encode_ordinary(prompt))
+        self.prompt_text = prompt_text(tokenizer, prompt)
+        self.spelling = Spelling(tokenizer, text_ids(tokenizer, prompt))
         for token in kept:
             self.spelling.add(token)
         self.views = list(views)
@@ -232,7 +234,7 @@ class Drafts:
             if draft is not self.now:
                 return
             self.page.writing = writing
-            self.page.prompt = draft.prompt if draft else ""
+            self.page.prompt = draft.prompt_text if draft else ""
             self.page.status = draft.status() if draft else ""
             rows = list(draft.spelling.rows) if draft else []
             if draft and not writing:
@@ -264,7 +266,9 @@ class Drafts:
             ended = "ended at its length" if is_full else "ended by itself"
             if redraw:
                 redraw()
-        except Exception:
+        except GeneratorExit:  # nobody asks for more
+            raise
+        except BaseException:
             ended = "broken off by an error"
             raise
         finally:
