@@ -7,7 +7,6 @@ __all__ = ['BPETokenizer']
 
 # %% ../nbs/01a_bpe.ipynb #01a00003
 import json
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -231,18 +230,11 @@ class BPETokenizer(Tokenizer):
                     yield ids[ids < self.vocab_size].tolist()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        "The bytes of `ids`, UTF-8 or not. Raises ValueError for an id that no token has."
-        ids = list(map(operator.index, ids))
-        try:
-            return b"".join(map(self.vocab.__getitem__, ids))
-        except KeyError as error:
-            raise ValueError(
-                f"no token has the id {error.args[0]}, though the ids end at "
-                f"{self.vocab_size - 1}: decode with the tokenizer that made it."
-            ) from None
+        "The bytes of `ids`, UTF-8 or not. Raises ValueError for an id that does not exist."
+        return b"".join(map(self.vocab.__getitem__, self._existing(ids)))
 
     def _decode(self, ids):
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return b"".join(map(self.vocab.__getitem__, ids)).decode("utf-8", errors="replace")
 
     def token_to_id(
         self,

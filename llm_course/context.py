@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_range', 'check_input', 'forward_context', 'empty_cache', 'CausalLM', 'unwrap', 'evaluating', 'widest_float',
-           'device_of', 'pick_device', 'place']
+           'device_of']
 
 # %% ../nbs/05d_context.ipynb #05d-imports
 from collections.abc import Iterator
@@ -13,13 +13,15 @@ from itertools import chain
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache
+from .cache import CacheStep, KVCache
 from .choices import POSITION_ENCODINGS
 from .heads import LayerContext, causal_mask, rope_cos_sin, rope_inv_freq
 from .model_config import GPTConfig
 from .positions import alibi_bias, document_mask, positions_in_documents
+from .variants import layer_kinds, layer_rope, layer_window, rotary_size
 
 # %% ../nbs/05d_context.ipynb #14361dbd
 def check_range(
@@ -44,7 +46,7 @@ def check_range(
             )
 
 
-def _check_ids(ids: Any, vocab_size: int) -> None:
+def _check_ids(ids: Any) -> None:
     "TypeError or ValueError for what is no row of ids."
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a tensor, not {type(ids).__name__}: write torch.tensor(ids).")
@@ -55,7 +57,6 @@ def _check_ids(ids: Any, vocab_size: int) -> None:
             f"ids must be (B, T) with at least one token, not {tuple(ids.shape)}; "
             "write ids[None] for a single row."
         )
-    check_range("ids", ids, vocab_size)
 
 
 def check_input(
@@ -66,7 +67,9 @@ def check_input(
     n_new_tokens: Tensor | None,  # (B,) int
 ) -> None:
     "Check of a model's input. ValueError for what it cannot place, TypeError for what are no ids."
-    _check_ids(ids, config.vocab_size)
+    _check_ids(ids)
+    if cache is None:  # a step of generation asks for no more: its ids are the model's own
+        check_range("ids", ids, config.vocab_size)
     if document_ids is not None and document_ids.shape != ids.shape:
         raise ValueError(
             f"document_ids are {tuple(document_ids.shape)} but ids are {tuple(ids.shape)}; "
@@ -99,14 +102,50 @@ def check_input(
         )
 
 # %% ../nbs/05d_context.ipynb #05d-forward
-def _rope_angles(config: GPTConfig, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-    "RoPE's cosines and sines at these positions; None for a model without RoPE."
-    if config.position_encoding != "rope":
+def _rope_angles(
+    config: GPTConfig, kind: str, positions: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    "RoPE's cosines and sines at these positions, for a kind of layer; None: it has no RoPE."
+    theta, scaling = layer_rope(config, kind)
+    if theta is None:
         return None
-    inv_freq = rope_inv_freq(config.head_size, config.rope_theta, positions.device)
-    if config.rope_scaling is not None:
-        inv_freq = config.rope_scaling(inv_freq)
-    return rope_cos_sin(positions, inv_freq)
+    inv_freq = rope_inv_freq(rotary_size(config), theta, positions.device)
+    attention_factor = 1.0
+    if scaling is not None:
+        inv_freq = scaling(inv_freq, theta)
+        attention_factor = scaling.attention_factor
+    cos, sin = rope_cos_sin(positions, inv_freq)
+    if attention_factor != 1.0:
+        cos = cos * attention_factor
+        sin = sin * attention_factor
+    n_still = config.head_size // 2 - len(inv_freq)  # pairs that are not turned
+    return F.pad(cos, (0, n_still), value=1.0), F.pad(sin, (0, n_still))
+
+
+def _layer_mask(
+    config: GPTConfig,
+    window: int | None,
+    positions: Tensor,
+    document_ids: Tensor | None,
+    cache: KVCache | None,
+    step: CacheStep | None,
+) -> Tensor | None:
+    "Who may look at whom in layers with this window; with ALiBi, how much."
+    key_positions = positions
+    mask = None
+    if cache is not None and step is not None:
+        key_positions = step.key_positions
+        mask = step.mask
+        if cache.window is None and window is not None and window < cache.size:
+            mask = causal_mask(positions, key_positions, window)
+            mask = mask if mask.dim() == 2 else mask[:, None]  # the same in every head
+    elif document_ids is not None:
+        mask = document_mask(document_ids, window)[:, None]
+    elif window is not None and window < len(positions):
+        mask = causal_mask(positions, positions, window)
+    if config.position_encoding == "alibi":
+        mask = alibi_bias(positions, key_positions, config.n_heads, mask)
+    return mask
 
 
 def forward_context(
@@ -115,33 +154,28 @@ def forward_context(
     document_ids: Tensor | None = None,  # (B, T) int, the document of each token; None: one
     cache: KVCache | None = None,  # what was read before; None: nothing
     n_new_tokens: Tensor | None = None,  # (B,) with a cache, how many of a row's ids are text
-) -> tuple[Tensor, LayerContext]:  # positions (T,) or (B, T) for the embedding, and the context
-    """Context of a forward pass, the same for all layers: RoPE's angles, who may look at whom (with
-    ALiBi, how much), where the cache writes. ValueError for ids that it cannot place."""
+) -> tuple[Tensor, list[LayerContext]]:  # positions (T,) or (B, T), and the context of each layer
+    """Contexts of a forward pass, made once for each kind of layer: RoPE's angles, who may look at
+    whom (with ALiBi, how much), where the cache writes. ValueError for ids that it cannot place."""
     check_input(config, ids, document_ids, cache, n_new_tokens)
     step = None
-    mask = None
     if cache is not None:
         step = cache.begin(ids.shape[1], n_new_tokens, limit=config.max_seq_len)
         positions = step.positions
-        key_positions = step.key_positions
-        mask = step.mask
     elif document_ids is not None:
         positions = positions_in_documents(document_ids)
-        key_positions = positions
-        mask = document_mask(document_ids, config.sliding_window)[:, None]
     else:
         positions = torch.arange(ids.shape[1], device=ids.device)
-        key_positions = positions
-        if config.sliding_window is not None and config.sliding_window < len(positions):
-            mask = causal_mask(positions, positions, config.sliding_window)
 
-    if config.position_encoding == "alibi":
-        mask = alibi_bias(positions, key_positions, config.n_heads, mask)
-    context = LayerContext(_rope_angles(config, positions), mask, cache, step)
+    kinds = layer_kinds(config)
+    contexts = {}
+    for kind in dict.fromkeys(kinds):
+        window = layer_window(config, kind)
+        mask = _layer_mask(config, window, positions, document_ids, cache, step)
+        contexts[kind] = LayerContext(_rope_angles(config, kind, positions), mask, cache, step)
     if POSITION_ENCODINGS[config.position_encoding] is not None:
         positions = positions.clamp(max=config.max_seq_len - 1)  # padding may stand beyond it
-    return positions, context
+    return positions, [contexts[kind] for kind in kinds]
 
 # %% ../nbs/05d_context.ipynb #05d-empty
 def empty_cache(
@@ -151,11 +185,13 @@ def empty_cache(
     max_seq_len: int | None = None,  # tokens of the longest text; None: the model's own limit
     slack: int = 0,  # tokens that can be taken back where the cache is a ring
 ) -> KVCache:
-    "Empty KV cache for a model: a ring where its window is shorter than the text."
+    "Empty KV cache for a model: a ring where all its windows are shorter than the text."
     size = max_seq_len or config.max_seq_len
     window = None
-    if config.sliding_window is not None and config.sliding_window < size:
-        window = config.sliding_window
+    shortest = config.sliding_window
+    windows = {layer_window(config, kind) for kind in layer_kinds(config)}
+    if shortest is not None and windows == {shortest} and shortest < size:
+        window = shortest
         size = window + slack
     n_kv_heads = config.n_kv_heads or config.n_heads
     sizes = (config.n_layers, batch_size, n_kv_heads, size, config.head_size)
@@ -223,27 +259,3 @@ def device_of(
     "Device of a model's weights; the CPU where it has none."
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-# %% ../nbs/05d_context.ipynb #05d-pick
-def pick_device(
-    name: str,  # as a setting has it: "auto", or as torch names it
-) -> str:
-    """Device of a name: for `auto` the first GPU of CUDA where there is one, else the CPU.
-    ValueError for a name that torch does not know."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device {name!r} is unknown: give cpu, cuda, mps or auto.") from None
-    return name
-
-
-def place(
-    model: nn.Module,  # it is moved, unless the name is `auto`
-    name: str,  # as a setting has it
-) -> torch.device:  # where the model then is
-    "Placement of a model: on the device of a name, for `auto` where it is already."
-    if name != "auto":
-        model.to(name)
-    return device_of(model)

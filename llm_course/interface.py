@@ -112,9 +112,7 @@ class Tokenizer(ABC):
         checked = each_text(texts)
         return (np.array(self.encode_ordinary(text), np.uint32) for text in checked)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
-        Raises ValueError for an id that does not exist."""
+    def _existing(self, ids: Iterable[int]) -> list[int]:
         ids = _whole_numbers(ids)
         unknown = [i for i in set(ids) if not self.has_id(i)]
         if unknown:
@@ -123,7 +121,23 @@ class Tokenizer(ABC):
                 f"id {min(unknown)} is outside this vocabulary (0 to {self.vocab_size - 1}{but}): "
                 "decode with the tokenizer that made it."
             )
-        return self._decode(ids)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
+        Raises ValueError for an id that does not exist."""
+        return self._decode(self._existing(ids))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        "UTF-8 of `decode(ids)`; `BPETokenizer` gives its tokens' bytes, UTF-8 or not."
+        return utf8(self.decode(ids))
+
+    def token_to_id(self, token: str) -> int:
+        "The id of one `token`, ordinary or special. Raises ValueError for a text that is none."
+        ids = self.encode(token)
+        if len(ids) != 1:
+            raise ValueError(f"{token[:60]!r} is no token of this vocabulary: `encode` it.")
+        return ids[0]
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:

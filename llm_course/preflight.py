@@ -14,7 +14,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from .choices import default_d_ff
 from .config import RunConfig
-from .context import pick_device
+from .devices import pick_device
 from .engine import SamplingParams
 from .model_config import GPTConfig
 from .strangers import machine_memory

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from .bpe import BPETokenizer
 from .checkpoint import load_model
-from .context import pick_device, unwrap
-from .families import FAMILIES
+from .context import unwrap
+from .devices import pick_device
 from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer, read_foreign, to_hf
 from .gpt import GPT
 from .heads import head_sizes
 from .hfconfig import choose_family, config_from_hf, config_to_hf, read_json
+from .hfmaps import TensorMap, weight_map
 from llm_course.hfweights import (
     check_weights,
     complete_names,
@@ -33,9 +34,9 @@ from llm_course.hfweights import (
     fill_model,
     load_tensor,
     open_weights,
-    weight_map,
 )
 from .model_config import GPTConfig
+from .more_families import FAMILIES
 from .run_state import check_parts, unique_state_dict
 from .strangers import check_memory, damage_told
 from .text_marks import fits_rows, model_ids, tokenizer_config
@@ -116,8 +117,8 @@ def from_pretrained(
     dtype: torch.dtype | str | None = "float32",  # of the model; "auto" or None: as it is stored
     device: str = "cpu",  # where the model should be, or "auto"
 ) -> tuple[GPT, Any]:  # the model, in evaluation mode, and its tokenizer or None
-    """Pretrained model from the Hugging Face world: a GPT-2, Llama, Mistral, Qwen2 or Qwen3 as our
-    GPT. Dropout is left at 0: it belongs to training, not to the model.
+    """Pretrained model from the Hugging Face world, of any family in `FAMILIES`, as our GPT. Dropout
+    is left at 0: it belongs to training, not to the model.
 
     ValueError or FileNotFoundError names what cannot be computed, or each weight that does not
     fit; ImportError for a name on the Hub without huggingface_hub."""
@@ -140,11 +141,11 @@ def from_pretrained(
             f"{config.n_layers} layers."
         )
     with torch.device("meta"):
-        maps = weight_map(GPT(config), kind)
+        maps = weight_map(GPT(config), kind, hf)
     check_weights(maps, stored, FAMILIES[kind], config.tie_embeddings)
     if dtype is None:
         dtype = load_tensor(maps[0].theirs, stored).dtype
-    n_bytes = dtype.itemsize * sum(math.prod(entry.shape) for entry in maps)
+    n_bytes = dtype.itemsize * sum(math.prod(entry.shape) // entry.part[1] for entry in maps)
     check_memory(n_bytes, f"The model in {folder}")
     model = empty_model(config, dtype, pick_device(device))
     fill_model(model, maps, stored)
@@ -186,15 +187,21 @@ def _one_epsilon(model: GPT) -> tuple[GPTConfig, dict[str, Tensor]]:
     return replace(config, qk_norm_eps=config.norm_eps), weights
 
 # %% ../nbs/11_pretrained.ipynb #2c70bf22
+def _their_tensors(
+    weights: dict[str, Tensor], maps: list[TensorMap], kind: str
+) -> dict[str, Tensor]:
+    "Tensors as the family's files have them. ValueError where one has no place and is not all 1."
+    for name in weights.keys() - {entry.ours for entry in maps}:
+        if not bool((weights[name] == 1).all()):
+            raise ValueError(f"{kind} has no {name}, so it must be 1 everywhere to be written.")
+    parts: dict[str, list[Tensor]] = {}
+    for entry in maps:
+        parts.setdefault(entry.theirs, []).append(entry.write(weights[entry.ours]))
+    return {name: torch.cat(found) if found[1:] else found[0] for name, found in parts.items()}
+
+
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-_THEIR_CLASSES = {  # kind → what transformers calls it
-    "bpe": "PreTrainedTokenizerFast",
-    "hf": "PreTrainedTokenizerFast",
-    "sentencepiece": "LlamaTokenizer",
-}
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
@@ -202,9 +209,8 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     tokenizer.write(folder)
     if isinstance(tokenizer, BPETokenizer):
         to_hf(tokenizer, folder / "tokenizer.json")
-    if tokenizer.kind in _THEIR_CLASSES:  # characters are for this course alone
-        facts = tokenizer_config(tokenizer, _THEIR_CLASSES[tokenizer.kind])
-        _write_json(folder / "tokenizer_config.json", facts)
+    if tokenizer.kind != "char":  # characters are for this course alone
+        _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
     if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.added_tokens:
         _write_json(folder / "added_tokens.json", tokenizer.added_tokens)
 
@@ -218,19 +224,18 @@ def to_pretrained(
     `transformers.AutoModelForCausalLM` loads with the same logits. ValueError where no family
     expresses the model, or its parts were replaced. The folder appears whole or not at all.
 
-    Needs memory for one more copy of the weights. `AutoTokenizer` reads a BPETokenizer and an
-    HFTokenizer; the other kinds are for this course alone."""
+    Needs memory for one more copy of the weights. `AutoTokenizer` reads all kinds but a
+    CharTokenizer. What it does not put in front of a text is the end-of-text of the course's own
+    BPETokenizer: begin with its `bos_token`."""
     check_parts(model)
     inner: Any = unwrap(model)
     config, weights = _one_epsilon(inner)
     kind = choose_family(config)
-    tensors = {}
-    for entry in weight_map(inner, kind):
-        rows = entry.rows_of(weights[entry.ours])
-        tensors[entry.theirs] = rows.clone(memory_format=torch.contiguous_format)
+    hf = config_to_hf(config, kind)
+    tensors = _their_tensors(weights, weight_map(inner, kind, hf), kind)
     ids = model_ids(None if tokenizer is None else tokenizer.marks)
     dtype = str(inner.embedding.weight.dtype).removeprefix("torch.")
-    hf = config_to_hf(config, kind) | {"torch_dtype": dtype} | ids
+    hf |= {"torch_dtype": dtype} | ids
     with atomic_folder(folder, keep=True) as new:
         for pattern in _HUB_FILES:  # another model's
             for left in new.glob(pattern):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .checkpoint import find_model
 from .config import AUTO, SCALED, RunConfig, flat_settings, load_config, read_settings
-from .context import pick_device
+from .devices import pick_device
 from .gpt import GPT
 from .hfconfig import config_from_hf, read_json
 from .preflight import check_device, check_sampling
@@ -199,7 +199,7 @@ def read_prompt(
         return ""
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8").removesuffix("\n")
+        return data.decode("utf-8").removeprefix("\ufeff").removesuffix("\n")
     except UnicodeDecodeError as error:
         bad = f"byte {error.start} is 0x{data[error.start]:02x}"
         raise ValueError(f"standard input is not UTF-8 text: {bad}.") from None

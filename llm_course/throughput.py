@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from .block import MLP
 from .clipping import clip_grad_norm, grad_norm
-from .context import check_range, device_of, place
+from .context import check_range, device_of
+from .devices import place
 from .learning import cross_entropy
 from .optim import make_optimizer
 from .packing import Batch
@@ -197,7 +198,7 @@ def optimize_for_training(
     """Training optimization: let the model's MLPs keep and do less for backward. Results and
     gradients stay the same, and so do parameters and their names."""
     for module in model.modules():
-        if isinstance(module, SwiGLU):
+        if isinstance(module, SwiGLU) and module.activation is F.silu:
             module.forward = partial(_swiglu_forward, module)
         elif isinstance(module, MLP) and module.activation is relu2:
             module.activation = _SquaredReLU.apply

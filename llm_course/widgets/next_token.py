@@ -74,8 +74,8 @@ def plot_next_token(
     **sampling,        # temperature, top_k, …: see SamplingParams
 ) -> Figure:
     "Next-token probabilities as bars: what the model says, and what is drawn from."
-    params = SamplingParams(**text_settings(model, tokenizer, **sampling))
     ids = prompt_ids(model, tokenizer, prompt)
+    params = SamplingParams(**text_settings(model, tokenizer, **sampling))
     logits = next_logits(model, ids)
     rows = next_token_rows(logits, tokenizer, params, ids, n)
     before = [row.before for row in rows]
