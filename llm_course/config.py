@@ -16,8 +16,16 @@ import yaml
 
 from .engine import SamplingParams
 from .model_config import GPTConfig
-from .settings import AT_LEAST_0, AT_LEAST_1, SEED, TrainConfig, check_numbers
+from llm_course.settings import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    SEED,
+    TrainConfig,
+    check_numbers,
+    whole_number,
+)
 from .sources import project_root
+from .strangers import short
 from .texts import PATTERNS
 from .values import build, nearest_name, parse_yaml, read_value, setting_types
 
@@ -105,8 +113,12 @@ class EvalConfig:
     seed: int = 0                     # of what is written
 
     def __post_init__(self):
-        names = ("documents", "stories")
-        rules = dict.fromkeys(names, AT_LEAST_1) | {"show": AT_LEAST_0, "seed": SEED}
+        rules = {
+            "documents": AT_LEAST_1,
+            "stories": whole_number(1, 100_000),
+            "show": whole_number(0, 100_000),
+            "seed": SEED,
+        }
         check_numbers(self, rules, section="eval.")
         if not self.temperatures:
             raise ValueError("eval.temperatures is empty: give one at least, such as [0.8].")
@@ -122,7 +134,7 @@ class TrackConfig:
     tensorboard: bool = False
     wandb: str | None = None          # a project's name
     wandb_mode: str | None = None     # "online", "offline"; None: as W&B decides
-    sample_every: int = 500           # steps between two texts; 0: none
+    sample_every: int = 500           # steps between two texts, of a row at most; 0: none
 
     def __post_init__(self):
         check_numbers(self, {"sample_every": AT_LEAST_0}, section="track.")
@@ -156,7 +168,7 @@ def _check_key(name: str, value: Any, origin: str) -> None:
     if name not in known:
         near = nearest_name(name, known)
         hint = f"did you mean {near!r}?" if near else "configs/base.yaml lists them all."
-        raise ValueError(f"{origin} has the unknown key {name!r}; {hint}")
+        raise ValueError(f"{origin} has the unknown key {short(name)}; {hint}")
     if known[name] is None and not isinstance(value, dict):
         inside = next(key for key in known if key.startswith(f"{name}."))
         raise ValueError(
@@ -197,7 +209,7 @@ def _read_yaml(path: Path, seen: tuple = ()) -> dict[str, Any]:
     try:
         given = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+        raise ValueError(f"{path} is not valid YAML: {error}.") from None
     if not isinstance(given, dict):
         example = "'train:' and below it '  max_steps: 100'"
         raise ValueError(f"{path} should hold keys and values, such as {example}.")
@@ -208,7 +220,7 @@ def _read_yaml(path: Path, seen: tuple = ()) -> dict[str, Any]:
     if parent is None:
         return settings
     if not isinstance(parent, str) or not parent:
-        raise ValueError(f"{path} extends {parent!r}; it must be the name of one file.")
+        raise ValueError(f"{path} extends {short(parent)}; it must be the name of one file.")
     return _read_yaml(path.parent / parent, (*seen, path.resolve())) | settings
 
 # %% ../nbs/90a_config.ipynb #ec489ba7

@@ -156,7 +156,7 @@ def published_peak(
 @cache
 def _measured_peak(device: str, dtype: str, threads: int) -> float:
     "`matmul_flops`, measured once a process for each number of threads."
-    return matmul_flops(device, dtype, size=1024 if device == "cpu" else 8192)
+    return matmul_flops(device, dtype, size=1024 if torch.device(device).type == "cpu" else 8192)
 
 
 def peak_flops(

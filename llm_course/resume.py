@@ -96,7 +96,7 @@ def check_resume(
     return changes
 
 # %% ../nbs/90h_resume.ipynb #90h0r012
-_OWN = ("step-*", ".*-step-*", "*latest*", "*metrics.*", "loss.png", "tensorboard", "wandb")
+_OWN = ("step-*", ".*-step-*", "*latest*", "*metrics.*", "loss.png", "tensorboard", "wandb*")
 
 
 def _aside(run: Path) -> Path:

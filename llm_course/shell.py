@@ -59,7 +59,11 @@ _LIMIT = 280  # characters of a complaint
 def _complaint(error: BaseException) -> str:
     "One sentence for an error; one that nobody expected also says how to see where it came up."
     kind = type(error).__name__
-    text = " ".join(str(error).split()) or kind
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
+    text = " ".join(text.split()) or kind
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # no escape sequence
     end = ""
     if not isinstance(error, _MISTAKES):
         text = f"{kind}: {text}".removesuffix(".")
@@ -106,17 +110,18 @@ class OpenModel(NamedTuple):
     model: GPT
     tokenizer: Any
     config: RunConfig   # the model's own, under the file and the settings that were given
+    own: RunConfig      # what it was trained with
     folder: Path        # the checkpoint
     words: list[str]    # arguments that are no setting: prompts
 
 
-def _check_shape(folder: Path, config: RunConfig, settings: list[str]) -> None:
+def _check_shape(folder: Path, config: RunConfig, own: RunConfig, settings: list[str]) -> None:
     "Refuse to change the shape of a model that is there."
-    own = flat_settings(load_config(folder / "config.yaml"))
+    is_so = flat_settings(own)
     for setting in settings:
         name = setting.partition("=")[0]
-        if name.startswith("model.") and flat_settings(config)[name] != own[name]:
-            raise ValueError(f"{setting}: {shown(folder)} has {name}={own[name]}; leave it out.")
+        if name.startswith("model.") and flat_settings(config)[name] != is_so[name]:
+            raise ValueError(f"{setting}: {shown(folder)} has {name}={is_so[name]}; leave it out.")
 
 
 def _find_device(config: RunConfig, is_own: bool, name: str) -> None:
@@ -143,17 +148,19 @@ def open_model(
     args = parser.parse_intermixed_args(argv)
     words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
     settings = [word for word in args.settings if word not in words]
-    folder = resolve_checkpoint(args.model or find_model(None))
+    folder = resolve_checkpoint(find_model(None) if args.model is None else args.model)
     read_config(folder)  # refused where it is damaged
-    config = load_config(args.config or folder / "config.yaml", settings)
-    _check_shape(folder, config, settings)
+    path = folder / "config.yaml"
+    own = load_config(path)
+    config = load_config(path if args.config is None else args.config, settings)
+    _check_shape(folder, config, own, settings)
     is_own = args.config is None and not any(s.startswith("train.device=") for s in settings)
     _find_device(config, is_own, parser.prog)
     model, tokenizer = load_model(folder, config.train.device)
     if tokenizer is None:
         raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
     check_sampling(config, tokenizer.vocab_size)
-    return OpenModel(model, tokenizer, config, folder, words)
+    return OpenModel(model, tokenizer, config, own, folder, words)
 
 # %% ../nbs/90c_shell.ipynb #7fe80c19
 def read_prompt(
