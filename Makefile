@@ -1,7 +1,7 @@
 # make demo · make lab · make test · make docs · make pretrained   (each does its own set-up in .venv)
 PYTHON ?= python3
 CORPUS ?= tales
-CONFIG ?= configs/train_small.yaml
+CONFIG ?= $(if $(OWN),configs/own_text.yaml,configs/train_small.yaml)
 ARGS   ?=
 LESSON ?=
 
@@ -34,8 +34,9 @@ demo: .venv/.installed-core
 	$(BIN)/llm_tokenize --config $(CONFIG) $(DEMO)
 	$(BIN)/llm_train --config $(CONFIG) --fresh plot=loss.png $(DEMO)
 	$(BIN)/llm_eval --config $(CONFIG) $(DEMO)
-	@echo 'Now try:  $(BIN)/llm_generate "One day, Mia"'
+	@echo $(if $(OWN),'(the commands are in $(BIN)/)','Now try:  $(BIN)/llm_generate "One day, Mia"')
 
+OWN  = $(filter-out tales tales:%,$(CORPUS))
 DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
 
 test: .venv/.installed-dev

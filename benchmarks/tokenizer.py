@@ -24,7 +24,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llm_course.bpe import BPETokenizer
 from llm_course.foreign import SentencePieceTokenizer
-from llm_course.formats import to_hf, to_tiktoken
+from llm_course.foreign_bpe import to_tiktoken
+from llm_course.formats import to_hf
 from llm_course.sources import load_documents
 from llm_course.texts import END_OF_TEXT, PATTERNS
 

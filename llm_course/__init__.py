@@ -26,12 +26,14 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .fast import quantize_int8 as quantize_int8
     from .foreign import HFTokenizer as HFTokenizer
     from .foreign import SentencePieceTokenizer as SentencePieceTokenizer
+    from .foreign_bpe import from_gpt2 as from_gpt2
+    from .foreign_bpe import from_tiktoken as from_tiktoken
+    from .foreign_bpe import to_tiktoken as to_tiktoken
     from .formats import load_tokenizer as load_tokenizer
     from .gpt import GPT as GPT
     from .heads import causal_mask as causal_mask
     from .heads import MultiHeadAttention as MultiHeadAttention
     from .interface import CharTokenizer as CharTokenizer
-    from .interface import decode_stream as decode_stream
     from .learning import AdamW as AdamW
     from .learning import cross_entropy as cross_entropy
     from .measure import evaluate as evaluate
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .schedules import cosine_schedule as cosine_schedule
     from .settings import TrainConfig as TrainConfig
     from .sources import load_documents as load_documents
+    from .streams import decode_stream as decode_stream
     from .throughput import optimize_for_training as optimize_for_training
     from .tokenfiles import TokenDataset as TokenDataset
     from .tokenfiles import write_ids as write_ids
@@ -60,8 +63,11 @@ _HOME = {
     "Tales": "corpus",
     "load_documents": "sources",
     "CharTokenizer": "interface",
-    "decode_stream": "interface",
+    "decode_stream": "streams",
     "BPETokenizer": "bpe",
+    "from_gpt2": "foreign_bpe",
+    "from_tiktoken": "foreign_bpe",
+    "to_tiktoken": "foreign_bpe",
     "load_tokenizer": "formats",
     "HFTokenizer": "foreign",
     "SentencePieceTokenizer": "foreign",

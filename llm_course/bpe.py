@@ -7,7 +7,8 @@ __all__ = ['BPETokenizer']
 
 # %% ../nbs/01a_bpe.ipynb #01a00003
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from itertools import chain
 
@@ -20,6 +21,8 @@ from llm_course.merges import (
     gpt2_files,
     learn_merges,
     read_gpt2_files,
+    spell,
+    unspell,
 )
 from llm_course.texts import (
     END_OF_TEXT,
@@ -30,45 +33,17 @@ from llm_course.texts import (
     count_pieces,
     each_text,
     gather_texts,
+    pattern_text,
     special_spans,
     split_pieces,
     text_blocks,
     utf8,
 )
 from .tokenizer import bpe_vocabulary
+from .vocabulary import MARK, whole_vocabulary
 from .workers import map_in_threads
 
-# %% ../nbs/01a_bpe.ipynb #acb5f550
-def _check_vocab(
-    vocab: dict[int, bytes],
-    merges: list[tuple[bytes, bytes]],
-    special_tokens: list[str],
-) -> None:
-    "Raises ValueError for a vocabulary that could not encode every text, in one way."
-    n = len(vocab)
-    if set(vocab) != set(range(n)):
-        raise ValueError(f"the {n} ids of vocab are not 0 to {n - 1}, none missing: number them so.")
-    held = set(vocab.values())
-    if len(held) < n:
-        raise ValueError("vocab gives one token two ids: give each token one.")
-    plain = set(bpe_vocabulary(merges))
-    lacking = plain.union(chain.from_iterable(merges)) - held
-    if lacking:
-        raise ValueError(
-            f"vocab lacks the token {min(lacking)!r}: it must hold all 256 bytes, and the parts "
-            "and the result of each merge."
-        )
-    if len(set(merges)) < len(merges):
-        raise ValueError("merges lists one pair twice: list each once.")
-    for token in special_tokens:
-        if utf8(token) in plain or _MARK in token:
-            raise ValueError(
-                f"special token {token!r} is an ordinary token too, or holds U+001E: "
-                "choose a text like '<|name|>'."
-            )
-
 # %% ../nbs/01a_bpe.ipynb #01a00009
-_MARK = "\x1e"       # ASCII's record separator: stands between texts that are encoded together
 _BLOCK = 1 << 15    # characters that are encoded at once
 _LONGEST = 100_000  # a block of more has no place to cut; in a million blanks tiktoken fails
 
@@ -80,31 +55,36 @@ class _RankEncoder:
     def __init__(
         self,
         merges: list[tuple[bytes, bytes]],
-        pattern: str,
+        pattern: str | None,
         ids: list[int],  # the id of each byte, of what each merge makes, and of the mark
     ):
         ranks = {token: rank for rank, token in enumerate(bpe_vocabulary(merges))}
         self.id_of_rank = np.array(ids, np.uint32)
+        self.may_lose = pattern not in PATTERNS
+        self.n_bytes = np.array([*map(len, ranks), 1])
         self.encoding = tiktoken.Encoding(
             "llm_course",
-            pat_str=PATTERNS[pattern],
+            pat_str=pattern_text(pattern),
             mergeable_ranks=ranks,
-            special_tokens={_MARK: len(ranks)},
+            special_tokens={MARK: len(ranks)},
         )
 
     def encode(self, text: str, marks: bool = False) -> np.ndarray:
-        "The ids of `text`; with `marks`, of the texts between marks, and an id for each mark."
+        """The ids of `text`; with `marks`, of the texts between marks, and an id for each mark.
+        Raises ValueError where the pattern fails, or has no match for a character."""
         if not text.isascii():
             utf8(text)  # a lone surrogate is refused
-        special = {_MARK} if marks else set()
+        special = {MARK} if marks else set()
         ranks = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        if self.may_lose and self.n_bytes[ranks].sum() < len(utf8(text)):
+            raise ValueError("tiktoken drops what no match of the pattern holds.")
         return self.id_of_rank[ranks]
 
 
 def _join(texts: list[str]) -> str | None:
     "The texts with marks between; None for one text, and where a text itself holds the mark."
-    joined = _MARK.join(texts)
-    together = len(texts) > 1 and joined.count(_MARK) == len(texts) - 1
+    joined = MARK.join(texts)
+    together = len(texts) > 1 and joined.count(MARK) == len(texts) - 1
     return joined if together else None
 
 # %% ../nbs/01a_bpe.ipynb #c4a4741f
@@ -116,24 +96,21 @@ class BPETokenizer(Tokenizer):
 
     def __init__(
         self,
-        vocab: dict[int, bytes],                      # id → bytes; ids 0 to n - 1
-        merges: list[tuple[bytes, bytes]],            # in the order in which they were learned
-        special_tokens: Iterable[str] | None = None,  # those that vocab lacks get the next ids
-        pattern: str = "gpt2",                        # pre-tokenization: a name in PATTERNS
+        vocab: dict[int, bytes],            # id → bytes; there may be gaps between ids
+        merges: list[tuple[bytes, bytes]],  # in the order in which they were learned
+        special_tokens: Iterable[str] | Mapping[str, int] | None = None,  # see below
+        pattern: str | None = "gpt2",       # a name in PATTERNS, a regular expression, or None
     ):
-        "Raises ValueError for a vocabulary that could not encode every text, in one way."
+        """Special tokens are a table from tokens to ids, or a list: then those that `vocab` lacks
+        get the next ids. Raises ValueError for a vocabulary that could not encode every text, in
+        one way, or for a pattern that loses characters."""
         self.merges = [(a, b) for a, b in merges]
-        self.pattern = pattern
-        special_tokens = check_special_tokens(special_tokens or ())
-        check_pattern(pattern)
-        _check_vocab(vocab, self.merges, special_tokens)
-        id_of = {token: i for i, token in sorted(vocab.items())}
-        for token in special_tokens:
-            id_of.setdefault(utf8(token), len(id_of))
-        self._id_of = id_of
-        self.vocab = {i: token for token, i in id_of.items()}
-        self.vocab_size = len(self.vocab)
-        self._set_special({token: id_of[utf8(token)] for token in special_tokens})
+        self.pattern = check_pattern(pattern)
+        self.vocab, special_ids = whole_vocabulary(vocab, self.merges, special_tokens or ())
+        self._id_of = {token: i for i, token in self.vocab.items()}
+        self.vocab_size = max(self.vocab) + 1
+        self.gaps = frozenset(range(self.vocab_size)).difference(self.vocab)
+        self._set_special(special_ids)
         self._pieces = PieceEncoder(self.vocab, self.merges)
 
     @classmethod
@@ -142,12 +119,12 @@ class BPETokenizer(Tokenizer):
         texts: Iterable[str],                             # read once, one at a time
         vocab_size: int,                                  # bytes, merges and special tokens
         special_tokens: Iterable[str] = (END_OF_TEXT,),   # they get the last ids
-        pattern: str = "gpt2",                            # pre-tokenization: a name in PATTERNS
+        pattern: str | None = "gpt2",                     # a name, a regular expression, or None
         processes: int | None = None,                     # None: one a core, for a large input
     ) -> "BPETokenizer":
         """Learn merges from texts. Raises TypeError for one str, ValueError where the texts have
         too few pairs for `vocab_size`, or where it has no room for the special tokens."""
-        check_pattern(pattern)
+        pattern = check_pattern(pattern)
         special_tokens = check_special_tokens(special_tokens)
         n_fixed = 256 + len(special_tokens)
         if vocab_size < n_fixed:
@@ -188,7 +165,7 @@ class BPETokenizer(Tokenizer):
 
     def _encode_plainly(self, text: str, marks: bool = False) -> list[int]:
         ids = []
-        for n, part in enumerate(text.split(_MARK) if marks else [text]):
+        for n, part in enumerate(text.split(MARK) if marks else [text]):
             if n > 0:
                 ids.append(self.vocab_size)
             for piece in split_pieces(part, self.pattern):
@@ -197,14 +174,17 @@ class BPETokenizer(Tokenizer):
 
     def _encode_block(self, text: str, marks: bool = False) -> np.ndarray:
         "The ids of a block; with `marks`, the mark's id, vocab_size, between texts."
-        if self._tiktoken is None or len(text) > _LONGEST:
-            return np.array(self._encode_plainly(text, marks), np.uint32)
-        return self._tiktoken.encode(text, marks)
+        too_long = len(text) > _LONGEST and self.pattern in PATTERNS
+        if self._tiktoken is not None and not too_long:
+            with suppress(ValueError):  # a pattern of one's own can fail, or lose a character
+                return self._tiktoken.encode(text, marks)
+        return np.array(self._encode_plainly(text, marks), np.uint32)
 
     def _encode_text(self, text: str) -> np.ndarray:
         if len(text) <= _BLOCK:
             return self._encode_block(text)
-        return np.concatenate([self._encode_block(block) for block in text_blocks(text, _BLOCK)])
+        blocks = text_blocks(text, _BLOCK, pattern=self.pattern)
+        return np.concatenate([self._encode_block(block) for block in blocks])
 
     def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         joined = _join(texts)
@@ -245,21 +225,43 @@ class BPETokenizer(Tokenizer):
                 if is_special:
                     yield [self.special_ids[text[begin:end]]]
                     continue
-                for block in text_blocks(text, _BLOCK, begin, end):
+                for block in text_blocks(text, _BLOCK, begin, end, self.pattern):
                     ids = self._encode_block(block, marks=joined is not None)
                     yield ids[ids < self.vocab_size].tolist()
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        "The bytes of `ids`, UTF-8 or not. Raises ValueError for an id that does not exist."
+        return b"".join(map(self.vocab.__getitem__, self._existing(ids)))
 
     def _decode(self, ids):
         return b"".join(map(self.vocab.__getitem__, ids)).decode("utf-8", errors="replace")
 
+    def token_to_id(
+        self,
+        token: str | bytes,  # ordinary or special; bytes may be part of a character
+    ) -> int:
+        "The id of a token. Raises ValueError where there is none."
+        data = token if isinstance(token, bytes) else utf8(check_text(token))
+        if data not in self._id_of:
+            raise ValueError(f"{token[:60]!r} is no token of this vocabulary: `encode` it.")
+        return self._id_of[data]
+
     def files(self) -> dict[str, bytes]:
         "GPT-2's vocab.json and merges.txt, and tokenizer_kind.json: name → content."
-        facts = self._kind_file(pattern=self.pattern, special_tokens=self.special_tokens)
-        return gpt2_files(self.vocab, self.merges) | facts
+        special = self.special_ids
+        facts = {"pattern": self.pattern, "special_tokens": list(special)}
+        if any(spell(utf8(token)) != token for token in special):
+            facts = {**facts, "format": 4, "special_tokens": special}
+        if self.pattern not in PATTERNS:
+            facts = {**facts, "format": 4}
+        return gpt2_files(self.vocab, self.merges, special) | self._kind_file(**facts)
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "BPETokenizer":
         "The tokenizer that `files` make, name → content."
         facts = json.loads(files["tokenizer_kind.json"])
-        vocab, merges = read_gpt2_files(files["vocab.json"], files["merges.txt"])
-        return cls(vocab, merges, facts["special_tokens"], facts["pattern"])
+        special = facts["special_tokens"]  # with ids where vocab.json may spell them otherwise
+        apart = set(special.values()) if isinstance(special, dict) else ()
+        words, merges = read_gpt2_files(files["vocab.json"], files["merges.txt"])
+        vocab = {i: unspell(word) for word, i in words.items() if i not in apart}
+        return cls(vocab, merges, special, facts["pattern"])

@@ -6,7 +6,6 @@
 __all__ = ['save_checkpoint', 'load_checkpoint', 'bundled_model', 'find_model', 'load_model']
 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
-import math
 import os
 import warnings
 from dataclasses import asdict, is_dataclass
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from .context import unwrap
+from .context import pick_device, unwrap
 from .files import atomic_folder, check_sums, sync_folder, tidy_folder, write_sums
 from .formats import load_tokenizer
 from .gpt import GPT
@@ -28,6 +27,7 @@ from .locks import lock_folder
 from .model_config import GPTConfig
 from llm_course.run_folder import (
     best_checkpoint,
+    checkpoint_to_use,
     list_checkpoints,
     read_config,
     remove_checkpoint,
@@ -45,6 +45,7 @@ from llm_course.run_state import (
 )
 from .seals import seal_text
 from .sources import project_root
+from .text_marks import fits_rows
 
 # %% ../nbs/07b_checkpoint.ipynb #c99a23c3
 def _plain(section) -> Any:
@@ -78,8 +79,8 @@ def _write_config(folder: Path, step: int, model: nn.Module, config, valid_loss)
 # %% ../nbs/07b_checkpoint.ipynb #a44344ba
 def _check_tokenizer(model: nn.Module, tokenizer) -> None:
     "ValueError where a tokenizer has ids that the model has no embedding for."
-    size = getattr(getattr(unwrap(model), "config", None), "vocab_size", math.inf)
-    if tokenizer is not None and tokenizer.vocab_size > size:
+    size = getattr(getattr(unwrap(model), "config", None), "vocab_size", None)
+    if tokenizer is not None and size is not None and not fits_rows(tokenizer, size):
         raise ValueError(
             f"{tokenizer!r} has {tokenizer.vocab_size} tokens, the model knows {size}: "
             f"this tokenizer does not belong to this model."
@@ -252,12 +253,12 @@ def find_model(
 
 # %% ../nbs/07b_checkpoint.ipynb #c0ffee30
 def load_model(
-    folder: str | Path | None = None,  # a checkpoint or a run; None: the bundled model
-    device: str = "cpu",  # where the model should be
+    folder: str | Path | None = None,  # a checkpoint, or a run (then its best); None: the bundled one
+    device: str = "cpu",  # where the model should be, or "auto"
 ) -> tuple[GPT, Any]:  # the model, ready to write (eval), and its tokenizer, None without one
     """Load a model and its tokenizer to write with; needs no training/. Raises FileNotFoundError or
     ValueError naming the file."""
-    folder = resolve_checkpoint(bundled_model() if folder is None else folder)
+    folder = checkpoint_to_use(bundled_model() if folder is None else folder)
     config: Any = read_config(folder)
     names = check_sums(folder, config.get("sums"), skip=("training/",))
     try:
@@ -274,4 +275,4 @@ def load_model(
     if "tokenizer_kind.json" in names:
         tokenizer = load_tokenizer(folder)
     _check_tokenizer(model, tokenizer)
-    return model.to(device).eval(), tokenizer
+    return model.to(pick_device(device)).eval(), tokenizer

@@ -15,10 +15,18 @@ from typing import Any
 from torch import nn
 
 from .block import MLP, Block, RMSNorm
-from .heads import MultiHeadAttention, head_sizes
+from .experts import one_or_experts
+from .heads import head_sizes
 from .parts import ACTIVATIONS, LayerNorm, PostNormBlock, SwiGLU, lookup
 from .positions import SinusoidalPositions
 from .strangers import short
+from llm_course.variants import (
+    OutputNormBlock,
+    SandwichNormBlock,
+    make_attention,
+    rotary_size,
+    variant_of,
+)
 
 # %% ../nbs/05a_choices.ipynb #e6afc102
 def _rms_norm(d: int, eps: float, bias: bool) -> nn.Module:
@@ -41,18 +49,20 @@ def make_norm(
 MLPS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(MLP, activation=name) for name in ACTIVATIONS},
     "swiglu": SwiGLU,
+    "geglu": partial(SwiGLU, activation="gelu_tanh"),
 }
+_GATED = ("swiglu", "geglu")
 
 
 def default_d_ff(
     mlp: str,  # a name in MLPS
     d_model: int,  # C
 ) -> int:
-    """Width of an MLP where none is given: 4·d_model; for SwiGLU, with three matrices for two,
+    """Width of an MLP where none is given: 4·d_model; with a gate, so three matrices for two,
     8/3·d_model rounded up to a multiple of 64, about as many weights. ValueError for an unknown
     name."""
     lookup(MLPS, mlp, "mlp")
-    if mlp == "swiglu":
+    if mlp in _GATED:
         return -(-8 * d_model // 3 // 64) * 64
     return 4 * d_model
 
@@ -90,34 +100,33 @@ def make_position_embedding(
     return make(config.max_seq_len, config.d_model)
 
 # %% ../nbs/05a_choices.ipynb #f08b1623
-NORM_POSITIONS: dict[str, Callable[..., nn.Module]] = {"pre": Block, "post": PostNormBlock}
+_NORMS = ("attention_norm", "mlp_norm")
+# name to the block and its norms
+NORM_POSITIONS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "pre": (Block, _NORMS),
+    "post": (PostNormBlock, _NORMS),
+    "output": (OutputNormBlock, _NORMS),
+    "sandwich": (SandwichNormBlock, (*_NORMS, "attention_output_norm", "mlp_output_norm")),
+}
 
 
 def make_block(
     config: Any,  # a GPTConfig
     layer: int = 0,  # its number, from 0
-) -> nn.Module:  # a Block or a PostNormBlock
+) -> nn.Module:  # a Block, or another of NORM_POSITIONS
     "Block as a config describes it."
-    attention = MultiHeadAttention(
+    attention = make_attention(config, layer)
+    mlp = one_or_experts(
+        partial(make_mlp, config.mlp, config.d_model, config.d_ff, config.bias, config.dropout),
         config.d_model,
-        config.n_heads,
-        config.n_kv_heads,
-        d_head=config.d_head,
-        bias=config.bias,
-        qkv_bias=config.qkv_bias,
-        qk_norm=config.qk_norm,
-        qk_norm_eps=config.qk_norm_eps,
-        dropout=config.dropout,
-        rope_theta=config.rope_theta if config.position_encoding == "rope" else None,
-        layer=layer,
+        variant_of(config),
     )
-    block = lookup(NORM_POSITIONS, config.norm_position, "norm_position")
-    return block(
-        attention,
-        make_mlp(config.mlp, config.d_model, config.d_ff, config.bias, config.dropout),
-        attention_norm=make_norm(config.norm, config.d_model, config.norm_eps, config.bias),
-        mlp_norm=make_norm(config.norm, config.d_model, config.norm_eps, config.bias),
-    )
+    block, names = lookup(NORM_POSITIONS, config.norm_position, "norm_position")
+    norms = {
+        name: make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
+        for name in names
+    }
+    return block(attention, mlp, **norms)
 
 # %% ../nbs/05a_choices.ipynb #9413d7cb
 _LLAMA: dict[str, Any] = dict(position_encoding="rope", norm="rmsnorm", mlp="swiglu", qk_norm=False)
@@ -217,6 +226,8 @@ def check_config(
         raise ValueError(f"Sinusoidal positions need an even d_model, not {config.d_model}.")
     if config.position_encoding == "sinusoidal" and config.max_seq_len > 1 << 20:
         raise ValueError(f"Sinusoidal positions are a table: {config.max_seq_len:,} is too long.")
+    if config.position_encoding == "rope":
+        rotary_size(config)
     if config.rope_scaling is not None and config.position_encoding != "rope":
         raise ValueError(
             f"rope_scaling scales RoPE, but position_encoding={config.position_encoding!r}; "

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config import RunConfig, load_config
+from .chat import Prompt
+from .config import RunConfig, flat_settings, load_config
+from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
 from .fast import optimize_for_decoding
@@ -46,16 +48,18 @@ from llm_course.runs import (
     token_floor,
 )
 from .sampling import generate_text
-from .shell import base_parser, command, open_model, read_prompt
+from .scaling import load_scaled, say_epochs
+from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
+from .text_files import Skipped
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
 from .writing import prompt_ids
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
-def _counted(config: RunConfig, split: str, what: str) -> Iterator[str]:
+def _counted(config: RunConfig, split: str, what: str, skipped: Skipped) -> Iterator[str]:
     "The documents of a split, with a bar in a terminal that counts them from the first one on."
-    documents = corpus_documents(config, split)
+    documents = corpus_documents(config, split, skipped)
     yield from tqdm(documents, desc=f"{what:9}", unit=" documents", disable=None)
 
 
@@ -67,16 +71,19 @@ def llm_tokenize(
     """Train the tokenizer (or load the one in data/tokenizer/NAME), then write the corpus as ids to
     data/processed/NAME. Stopped and run again, it goes on."""
     args = base_parser("llm_tokenize", llm_tokenize.__doc__).parse_intermixed_args(argv)
-    config = load_config(args.config, args.settings)
+    config = load_scaled(args.config, args.settings)
     with lock_folder(data_folder("tokenizer", config)):
         tokenizer = get_tokenizer(config)
     check_corpus(config)
     folder = data_folder("processed", config)
     facts = corpus_facts(config)
     for split in ("train", "valid"):
-        there = is_written(folder, _counted(config, split, f"{split}?"), tokenizer, split)
+        skipped = Skipped()
+        documents = _counted(config, split, f"{split}?", skipped)
+        there = is_written(folder, documents, tokenizer, split)
         if not there:
-            documents = _counted(config, split, split)
+            skipped = Skipped()
+            documents = _counted(config, split, split, skipped)
             write_tokens(folder, documents, tokenizer, split, config.corpus.shard_tokens, facts)
         counts = read_meta(folder)["splits"][split]
         density = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
@@ -85,6 +92,8 @@ def llm_tokenize(
             f"{split:11} {counts['documents']:,} documents of {config.corpus.source}, "
             f"{counts['tokens']:,} tokens, {density} {where}"
         )
+    if skipped:  # both splits are of one text, so the last reading tells it all
+        print(f"skipped     {skipped}")
 
 # %% ../nbs/90_cli.ipynb #90c0t001
 def _run_folder(args: argparse.Namespace) -> Path:
@@ -94,11 +103,13 @@ def _run_folder(args: argparse.Namespace) -> Path:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
-    "The config to train with; going on without --config, the run's own counts."
-    path = args.config
-    if args.resume and path is None:
-        path = resolve_checkpoint(_run_folder(args)) / "config.yaml"
-    return load_config(path, args.settings)
+    "The config to train with; going on, the run's own counts without --config, and for `auto`."
+    if not args.resume:
+        return load_scaled(args.config, args.settings)
+    own = resolve_checkpoint(_run_folder(args)) / "config.yaml"
+    config = load_config(args.config or own, args.settings, auto=flat_settings(load_config(own)))
+    find_device(config, args, "llm_train")
+    return config
 
 
 class _Parts(NamedTuple):
@@ -130,7 +141,7 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
             print(f"changed     {name}: {was} → {now}")
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(settings.seed)
-    model = GPT(config.model).to(settings.device)
+    model = GPT(config.model).to(pick_device(settings.device))
     optimize_for_training(model)
     optimizer = make_optimizer(model, settings)
     sizes = (settings.batch_size, settings.seq_len)
@@ -153,6 +164,7 @@ def _train(config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: boo
         f"model       {parameter_count(model):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs"
     )
+    say_epochs(epochs, settings.patience)
     rest = (parts.valid, start, parts.facts)
     stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
     floor = token_floor(config, parts.data)
@@ -191,11 +203,11 @@ def llm_eval(
     """Measure a model: loss, perplexity, bits per byte; for Tales the distance to the floor and the
     share of valid stories."""
     parser = base_parser("llm_eval", llm_eval.__doc__)
-    model, tokenizer, config, own, folder, _ = open_model(parser, argv)
+    model, tokenizer, config, folder, _, trained = open_model(parser, argv)
     size = f"{parameter_count(model):,} parameters"
     print(f"model       {shown(folder)}, {size}, corpus {config.corpus.source}")
     if is_tales(config):
-        report_tales(model, tokenizer, config, own)
+        report_tales(model, tokenizer, config, trained)
     else:
         report_text(model, tokenizer, config)
 
@@ -205,11 +217,13 @@ def llm_generate(
     argv: list[str],  # the words behind the command's name
 ) -> None:
     """Continue a prompt, on standard output, as it is written. The prompt is an argument, or
-    standard input."""
+    standard input; with --chat it is what a person says, and the answer alone is written."""
     parser = base_parser("llm_generate", llm_generate.__doc__)
-    model, tokenizer, config, _, _, words = open_model(parser, argv, takes_prompt=True)
+    parser.add_argument("--chat", action="store_true", help="say the prompt to a chat model")
+    model, tokenizer, config, _, args, _ = open_model(parser, argv, takes_prompt=True)
     settings = config.sample
-    prompt = read_prompt(words)
+    said = read_prompt(args.words)
+    prompt: Prompt = [{"role": "user", "content": said}] if args.chat else said
     length = len(prompt_ids(model, tokenizer, prompt))
     limit = model.config.max_seq_len
     if length > limit:
@@ -226,6 +240,6 @@ def llm_generate(
         generator=generator,
         **settings.arguments(),
     )
-    for piece in chain([prompt], pieces):
+    for piece in pieces if args.chat else chain([said], pieces):
         print(piece, end="", flush=True)
     print()

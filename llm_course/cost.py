@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .choices import default_d_ff
+from .experts import MixtureOfExperts
 from .gpt import GPT
 from .model_config import GPTConfig
 
@@ -38,9 +39,11 @@ def matmul_weights(
     config: GPTConfig,
 ) -> int:
     """Matrix weights that each token is multiplied with: those of the blocks and of the head,
-    tied or not. `config` describes the model; nothing is allocated."""
-    model = _on_meta(config)
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    tied or not, and of a mixture's experts those that a token uses. `config` describes the model;
+    nothing is allocated."""
+    parts = list(_on_meta(config).modules())
+    idle = sum(part.n_idle_weights for part in parts if isinstance(part, MixtureOfExperts))
+    return sum(part.weight.numel() for part in parts if isinstance(part, nn.Linear)) - idle
 
 
 def flops_per_token(
@@ -67,7 +70,7 @@ class Memory(NamedTuple):
 # How many wide tensors forward keeps for backward: of d_model for a norm, its output included,
 # of d_ff for an MLP.
 _KEPT_BY_NORM = {"layernorm": 2, "rmsnorm": 3}
-_KEPT_BY_MLP = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu2": 2, "swiglu": 4}
+_KEPT_BY_MLP = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu2": 2, "swiglu": 4, "geglu": 4}
 
 
 def _kept_per_token(config: GPTConfig, d_ff: int) -> int:

@@ -7,7 +7,7 @@ __all__ = ['Beam', 'beam_search', 'accept_drafts', 'Round', 'speculative_rounds'
 
 # %% ../nbs/08b_decoding.ipynb #ac2eb2a2
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .context import CausalLM, widest_float
 from .engine import Decoder, SamplingParams, sampling_logits
-from .filters import check_number, draw, uniform
+from .filters import check_number, draw, suppress_tokens, uniform
 from .writing import check_prompt
 
 # %% ../nbs/08b_decoding.ipynb #26be0b25
@@ -31,12 +31,14 @@ def _extend(
     beams: list[Beam],
     logits: Tensor,  # (n, V) of what follows each beam
     n_beams: int,
-    stop_ids: set[int],
+    params: SamplingParams,
     length_penalty: float,
 ) -> tuple[list[Beam], list[Beam], list[int]]:
     "The best that end, the best that go on, and which beam each of these continues."
     log_probs = logits.log_softmax(-1, dtype=widest_float(logits.device)).cpu()
+    log_probs = suppress_tokens(log_probs, params.suppressed)
     totals = torch.tensor([[beam.log_prob] for beam in beams], dtype=log_probs.dtype) + log_probs
+    stop_ids = set(params.stop_ids)
     n_best = n_beams * (1 + len(stop_ids))  # enough that n_beams of them go on
     best = totals.flatten().topk(min(n_best, totals.numel()))
     ended, live, parents = [], [], []
@@ -65,16 +67,16 @@ def beam_search(
     n_beams: int = 4,              # beginnings that are kept; 1 is greedy
     stop_ids: Iterable[int] = (),  # end a text
     length_penalty: float = 1.0,   # 0 ranks by the sum of log-probabilities, 1 by their mean
+    suppress_tokens: Sequence[int] = (),  # never in a text, such as `tokenizer.missing_ids(V)`
 ) -> list[Beam]:                   # at most n_beams, best first
     """Beam search: look for the texts that the model itself holds likeliest (Graves 2012; Sutskever
-    et al. 2014), without temperature, cut or penalty. Stops once nothing that still goes on can be
+    et al. 2014), without temperature or penalty. Stops once nothing that still goes on can be
     better. ValueError for a wrong argument."""
     check_number("max_new_tokens", max_new_tokens, "a whole number of at least 0")
     check_number("n_beams", n_beams, "a whole number of at least 1")
     check_number("length_penalty", length_penalty, "a finite number of at least 0")
     prompt = check_prompt(model, ids)
-    params = SamplingParams(stop_ids=stop_ids)
-    stops = set(params.stop_ids)
+    params = SamplingParams(stop_ids=stop_ids, suppress_tokens=suppress_tokens)
     params.check_vocab(model.config.vocab_size)
     decoder = Decoder(model, 1, len(prompt) + max_new_tokens)
     live = [Beam([], 0.0, 0.0)]
@@ -82,7 +84,7 @@ def beam_search(
     feed = [prompt]
     for _ in range(max_new_tokens):
         logits = decoder.feed(feed)
-        ended, live, parents = _extend(live, logits, n_beams, stops, length_penalty)
+        ended, live, parents = _extend(live, logits, n_beams, params, length_penalty)
         done = _best(done + ended, n_beams)
         if not live:
             return done
@@ -129,11 +131,16 @@ def _propose(
     text: list[int],
     params: SamplingParams,
     generator: torch.Generator | None,
+    vocab_size: int,  # V, of the target
 ) -> tuple[list[int], list[Tensor]]:
     "Let the small model write ahead: ids, and the probabilities (V,) that each was drawn from."
     ids, probs = [], []
+    last = draft.model.config.vocab_size - 1
     for _ in range(n_drafts):
-        logits = sampling_logits(draft.feed([unread])[0], params, text + ids)
+        known = [min(i, last) for i in unread]  # another padding: it may lack an id of the target
+        logits = draft.feed([known])[0]
+        logits = F.pad(logits[:vocab_size], (0, max(0, vocab_size - len(logits))), value=-math.inf)
+        logits = sampling_logits(logits, params, text + ids)
         probs.append(logits.softmax(-1))
         ids.append(int(draw(probs[-1], generator)))
         unread = ids[-1:]
@@ -149,6 +156,7 @@ def _speculate(
     params: SamplingParams,
     generator: torch.Generator | None,
 ) -> Iterator[Round]:
+    V = target.model.config.vocab_size
     text = list(prompt)
     unread = prompt        # by the target
     draft_unread = prompt  # by the draft
@@ -159,7 +167,7 @@ def _speculate(
         n_drafts = max(0, min(n_draft, max_new_tokens - n_written - 1, n_free))
         if now.force_tokens:
             n_drafts = 0
-        drafts, probs = _propose(draft, draft_unread, n_drafts, text, now, generator)
+        drafts, probs = _propose(draft, draft_unread, n_drafts, text, now, generator, V)
         logits = target.feed([unread + drafts], n_drafts + 1)[0]  # after the text and each draft
         contexts = [text + drafts[:i] for i in range(n_drafts + 1)]
         p = sampling_logits(logits, now, contexts).softmax(-1)
@@ -194,18 +202,19 @@ def speculative_rounds(
     **sampling,                    # temperature, top_k, … for both models: see SamplingParams
 ) -> Iterator[Round]:
     """Speculative decoding: write as `generate` does, in fewer passes of `model`. The ids have the
-    same distribution (Leviathan et al. 2023), and with greedy are the same. ValueError for a wrong
-    argument, and for a draft with another vocabulary."""
+    same distribution (Leviathan et al. 2023), and with greedy are the same. The vocabularies may
+    be padded to other sizes. ValueError for a wrong argument, and where one of them is more than
+    half as large again."""
     params = SamplingParams(stop_ids=stop_ids, **sampling)
     params.check_vocab(model.config.vocab_size)
     check_number("max_new_tokens", max_new_tokens, "a whole number of at least 0")
     check_number("n_draft", n_draft, "a whole number of at least 1")
     if not (generator is None or isinstance(generator, torch.Generator)):
         raise ValueError(f"generator must be a torch.Generator or None, not {generator!r}.")
-    if draft.config.vocab_size != model.config.vocab_size:
+    sizes = (draft.config.vocab_size, model.config.vocab_size)
+    if max(sizes) > 1.5 * min(sizes):  # more than another padding
         raise ValueError(
-            f"The draft knows {draft.config.vocab_size} tokens and the model "
-            f"{model.config.vocab_size}: both must use one tokenizer."
+            "The draft knows {} tokens and the model {}: both must use one tokenizer.".format(*sizes)
         )
     prompt = check_prompt(model, ids)
     size = len(prompt) + max_new_tokens

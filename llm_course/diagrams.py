@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from .viz import PALETTE, new_figure
+from .viz import PALETTE, in_style, new_figure
 
 # %% ../nbs/support/diagrams.ipynb #7e3ff720
 _BLUE = PALETTE[0]
@@ -92,6 +92,7 @@ STATIONS = {
 }
 
 
+@in_style
 def draw_road(
     here: str | None = None,  # the lesson that is read, a key of STATIONS; None: none
 ) -> Figure:
@@ -142,6 +143,7 @@ def _branch(ax: Axes, left: float, name: str, what: str, color: str) -> None:
     ax.text(left + 1.65, 1.58, what, ha="center", va="center", fontsize=10, color=color)
 
 
+@in_style
 def draw_block() -> Figure:
     """Transformer block: a stream with two branches, attention and MLP, each with a norm before it
     and a plus sign after it."""
@@ -156,6 +158,7 @@ def draw_block() -> Figure:
     return fig
 
 # %% ../nbs/support/diagrams.ipynb #c09b9bab
+@in_style
 def draw_gpt(
     n_layers: int = 4,  # how many blocks, at least 1
 ) -> Figure:
@@ -204,6 +207,7 @@ _LOOP = (
 )
 
 
+@in_style
 def draw_loop() -> Figure:
     "Training loop: six boxes in a ring, each with its line of code."
     fig, ax = _sheet(7, 2.1)

@@ -15,18 +15,15 @@ from torch.nn.utils.rnn import pad_sequence
 from .context import device_of, evaluating, widest_float
 from .gpt import GPT
 from .learning import cross_entropy
-from .writing import prompt_ids
+from .texts import each_text
+from .writing import document_ids
 
 # %% ../nbs/09b_documents.ipynb #a1a47ccc
 def _document_rows(model: GPT, tokenizer, documents: Iterable[str]) -> list[Tensor]:
     "Each document's ids, from its beginning to its end-of-text."
-    if tokenizer.eos_id is None:
-        raise ValueError(
-            "This tokenizer has no end-of-text token, so a document has no end to predict."
-        )
     rows = []
-    for number, document in enumerate(documents):
-        ids = [*prompt_ids(model, tokenizer, document), tokenizer.eos_id]
+    for number, document in enumerate(each_text(documents)):
+        ids = document_ids(model, tokenizer, document)
         if len(ids) - 1 > model.config.max_seq_len:
             raise ValueError(
                 f"Document {number} has {len(ids) - 1} tokens and max_seq_len is "

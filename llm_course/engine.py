@@ -9,6 +9,7 @@ __all__ = ['SamplingParams', 'sampling_logits', 'sample_next', 'slide_window', '
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,11 @@ class SamplingParams:
         for name in ("suppress_tokens", "force_tokens", "stop_ids"):
             object.__setattr__(self, name, tuple(check_ids(name, getattr(self, name))))
 
+    @cached_property
+    def suppressed(self) -> Tensor:
+        "The ids of `suppress_tokens`, made once: a padded vocabulary cuts hundreds at each step."
+        return torch.tensor(self.suppress_tokens, dtype=torch.long)
+
     def check_vocab(self, vocab_size: int) -> None:
         "Vocabulary check: ValueError where an id is not below `vocab_size`, or every token is cut."
         for name in ("suppress_tokens", "force_tokens", "stop_ids", "logit_bias"):
@@ -100,7 +106,7 @@ def sampling_logits(
     logits = apply_frequency_penalty(logits, context_ids, params.frequency_penalty)
     logits = apply_presence_penalty(logits, context_ids, params.presence_penalty)
     logits = add_logit_bias(logits, params.logit_bias)
-    logits = suppress_tokens(logits, params.suppress_tokens)
+    logits = suppress_tokens(logits, params.suppressed)
     logits = force_tokens(logits, params.force_tokens)
     logits = apply_temperature(logits, params.temperature)
     if params.top_k is not None:

@@ -11,7 +11,7 @@ import math
 import torch
 
 from .gpt import GPT
-from .writing import generate_batch, prompt_ids
+from .writing import generate_batch, prompt_ids, text_settings
 
 # %% ../nbs/09_evaluation.ipynb #4948f6a4
 def sample_stories(
@@ -27,9 +27,9 @@ def sample_stories(
     "Samples of the model: `n` texts from nothing, each to its end-of-text or to `max_new_tokens`."
     if max_new_tokens is None:
         max_new_tokens = model.config.max_seq_len - 1
-    settings |= {"temperature": temperature, "stop_ids": [tokenizer.eos_id]}
+    start = prompt_ids(model, tokenizer)  # what begins a text, alone
+    settings = text_settings(model, tokenizer, temperature=temperature, **settings)
     generator = torch.Generator().manual_seed(seed)
-    start = prompt_ids(model, tokenizer)  # end-of-text alone
     stories: list[str] = []
     while len(stories) < n:
         starts = [start] * min(batch_size, n - len(stories))

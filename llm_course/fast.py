@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import RMSNorm
@@ -88,7 +87,7 @@ def _side_by_side(first: nn.Linear, second: nn.Linear) -> nn.Linear:
 
 
 class FusedSwiGLU(nn.Module):
-    "SwiGLU with gate and up in one product. For inference."
+    "SwiGLU, or another MLP with a gate, with gate and up in one product. For inference."
 
     def __init__(
         self,
@@ -97,13 +96,14 @@ class FusedSwiGLU(nn.Module):
         super().__init__()
         self.gate_up_proj = _side_by_side(mlp.gate_proj, mlp.up_proj)
         self.down_proj = mlp.down_proj
+        self.activation = mlp.activation
 
     def forward(
         self,
         x: Tensor,  # (..., C)
     ) -> Tensor:    # (..., C)
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.activation(gate) * up)
 
 # %% ../nbs/08c_fast.ipynb #c9e77eb6
 class FusedRMSNorm(nn.Module):

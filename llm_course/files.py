@@ -183,9 +183,8 @@ def atomic_folder(
                     os.replace(path, _aside(path))
                 os.replace(temporary, path)
                 sync_folder(path.parent)
-            shutil.rmtree(_aside(path), ignore_errors=True)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _tidy(path)
 
 
 def whole_folder(

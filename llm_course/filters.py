@@ -161,12 +161,12 @@ def typical_filter(
 # %% ../nbs/08d_filters.ipynb #6a46a91e
 def suppress_tokens(
     logits: Tensor,      # (..., V)
-    ids: Sequence[int],  # never to be drawn; none: no change
+    ids: Sequence[int] | Tensor,  # never to be drawn; none: no change
 ) -> Tensor:             # (..., V), -inf at the ids
     "Token suppression: cut these tokens."
-    if not ids:
+    if len(ids) == 0:
         return logits
-    return logits.index_fill(-1, torch.tensor(ids, device=logits.device), -math.inf)
+    return logits.index_fill(-1, torch.as_tensor(ids, device=logits.device), -math.inf)
 
 
 def force_tokens(

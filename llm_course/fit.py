@@ -19,17 +19,14 @@ from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
+from .context import pick_device
 from .cost import peak_flops
 from .dataloader import Batches
+from .files import atomic_file
 from .gpt import GPT
-from .measure import StepMetrics
+from .measure import StepMetrics, has_risen
 from .resume import put_aside, settle
-from llm_course.run_folder import (
-    best_checkpoint,
-    list_checkpoints,
-    read_config,
-    resolve_checkpoint,
-)
+from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
 from .sampling import generate_text
 from .terminal import stop_signals
@@ -110,11 +107,15 @@ def _where_to_return(run: Path, config: RunConfig) -> str:
     rates = "a lower train.lr"
     if config.train.optimizer == "muon":
         rates += " and train.muon_lr"
-    try:
-        checkpoint = shown(resolve_checkpoint(run))
-    except (FileNotFoundError, ValueError):
+    if not list_checkpoints(run):
         return f"There is no checkpoint yet: begin again with --fresh and {rates}."
+    checkpoint = shown(resolve_checkpoint(run))
     return f"The last checkpoint is {checkpoint}: go on from it with --resume and {rates}."
+
+
+def _why_over(losses: list[float]) -> str:
+    since = len(losses) - 1 - losses.index(min(losses))
+    return f"the run ends, {since} evaluations after the lowest validation loss, {min(losses):.4f}"
 
 
 def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start, data) -> bool:
@@ -125,9 +126,11 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
     tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
     save = partial(save_checkpoint, config=asdict(config) | {"data": data}, keep=config.keep)
     lowest = _lowest_loss(run)
-    lost = start - len(read_metrics(run))  # each step has a record
-    if lost > 0:
+    records = read_metrics(run)  # one for each step
+    if len(records) < start:
+        lost = start - len(records)
         print(f"records     {lost} of the first {start} steps are missing in metrics.jsonl")
+    losses = [record["valid_loss"] for record in records if "valid_loss" in record]
     with tracker, stop_signals() as stopped, bar:
         for metrics in train(model, batches, config.train, optimizer, valid, start):
             step = metrics.step
@@ -136,15 +139,22 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
             _show(bar, metrics, text)
             is_due = step == last or step % config.save_every == 0
             loss = math.inf if metrics.valid_loss is None else metrics.valid_loss
+            is_over = False
+            if metrics.valid_loss is not None:
+                losses.append(loss)
+                is_over = has_risen(losses, config.train.patience)
             is_best = loss < lowest
             lowest = min(lowest, loss)
             is_stop = bool(stopped)  # asked once: what comes later is for the next step
-            if is_stop or is_due or is_best:
+            if is_stop or is_due or is_best or is_over:
                 measured = metrics.valid_loss
                 save(run, step, model, tokenizer, optimizer, batches, valid_loss=measured)
                 settle(run)
             if is_stop:
                 return step < last
+            if is_over:
+                tqdm.write(f"step {step:,}: {_why_over(losses)}", file=sys.stdout)
+                return False
     return False
 
 
@@ -192,7 +202,9 @@ def plot_run(
     if also:
         paths.append(Path(also))
     for path in paths:
-        plot_loss(records, floor, title).savefig(path, dpi=120)
+        with atomic_file(path) as file:
+            kind = path.suffix.removeprefix(".")
+            plot_loss(records, floor, title).savefig(file, format=kind, dpi=120)
     return paths
 
 # %% ../nbs/90d_fit.ipynb #35196cc5
@@ -210,7 +222,7 @@ def print_results(
     if records:
         speed = median(record["tokens_per_second"] for record in records)
         share = median(record.get("mfu") or 0 for record in records)
-        peak = peak_flops(config.train.device, config.train.dtype) / 1e9
+        peak = peak_flops(pick_device(config.train.device), config.train.dtype) / 1e9
         used = f"{share:.0%} of {peak:,.0f} GFLOP/s"
         print(f"speed       {speed:,.0f} tokens/s in the median step, {used}")
     print(f"checkpoint  {shown(resolve_checkpoint(run))}")

@@ -9,12 +9,15 @@ __all__ = ['need_library', 'SentencePieceTokenizer', 'HFTokenizer']
 import importlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from .interface import Tokenizer
+from .streams import LibraryDecoder
+from .text_marks import TextMarks, ids_in_front, sentencepiece_marks
 from .texts import END_OF_TEXT, check_text, each_text, utf8
 
 # %% ../nbs/01c_foreign.ipynb #e395e349
@@ -94,8 +97,10 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(
         self,
         model: bytes | str | Path,  # the model's bytes, or the path of a .model file
+        added_tokens: dict[str, int] | None = None,  # special tokens beside it, and their ids
     ):
-        "Raises ValueError if it is no sentencepiece model, ImportError without the library."
+        """Raises ValueError if it is no sentencepiece model or an added token's id is far from the
+        others, ImportError without the library."""
         sentencepiece = need_library("sentencepiece", "SentencePieceTokenizer")
         self._model = model if isinstance(model, bytes) else Path(model).read_bytes()
         try:
@@ -104,11 +109,17 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(
                 "this is no sentencepiece model: give the bytes or the path of a .model file."
             ) from None
-        self.vocab_size = self._sp.get_piece_size()
-        control = [i for i in range(self.vocab_size) if self._sp.is_control(i)]
-        self._set_special({self._sp.id_to_piece(i): i for i in control})
-        eos_id = self._sp.eos_id()
-        self.eos_id = eos_id if eos_id >= 0 else None
+        self.added_tokens = dict(added_tokens or {})
+        n_pieces = self._sp.get_piece_size()
+        control = {self._sp.id_to_piece(i): i for i in range(n_pieces) if self._sp.is_control(i)}
+        self._set_special(control | self.added_tokens)
+        self._names = {i: token for token, i in self.special_ids.items()}
+        self.vocab_size = max(n_pieces, *(i + 1 for i in self._names))
+        if self.vocab_size > 2 * n_pieces + 1000:
+            ids = f"ids up to {self.vocab_size - 1}, and the model has {n_pieces} tokens"
+            raise ValueError(f"the added tokens have {ids}: they do not belong together.")
+        self.gaps = frozenset(range(n_pieces, self.vocab_size)).difference(self._names)
+        self.marks = sentencepiece_marks(self._sp)
 
     @classmethod
     def train(
@@ -138,21 +149,32 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _decode(self, ids):
         parts = []
-        for is_control, run in groupby(ids, self._sp.is_control):
-            if is_control:
-                parts += map(self._sp.id_to_piece, run)
+        for is_special, run in groupby(ids, self._names.__contains__):
+            if is_special:
+                parts += map(self._names.__getitem__, run)
             else:
                 parts.append(self._sp.decode(list(run)))
         return "".join(parts)
 
+    def token_name(self, i: int) -> str:
+        "What files call the token of id `i`: a special token's text, or the model's piece."
+        return self._names.get(i) or self._sp.id_to_piece(i)
+
+    def byte_of(self, i: int) -> int | None:
+        "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
+        is_byte = i not in self._names and self._sp.is_byte(i)
+        return int(self._sp.id_to_piece(i)[3:-1], 16) if is_byte else None
+
     def files(self) -> dict[str, bytes]:
         "The model as tokenizer.model, and tokenizer_kind.json: name → content."
-        return {"tokenizer.model": self._model} | self._kind_file()
+        added = {"format": 4, "added_tokens": self.added_tokens} if self.added_tokens else {}
+        return {"tokenizer.model": self._model} | self._kind_file(**added)
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "SentencePieceTokenizer":
         "The tokenizer that `files` make, name → content."
-        return cls(files["tokenizer.model"])
+        facts = json.loads(files["tokenizer_kind.json"])
+        return cls(files["tokenizer.model"], facts.get("added_tokens"))
 
 # %% ../nbs/01c_foreign.ipynb #b3c64445
 def _read_hf(text: str) -> Any:
@@ -180,6 +202,7 @@ class HFTokenizer(Tokenizer):
         self,
         source: Any,                          # path of a tokenizer.json, or tokenizers.Tokenizer
         eos_token: str | None = END_OF_TEXT,  # eos_id is its id; None where there is none
+        special_tokens: Iterable[str] = (),   # to be special; those that it lacks get the next ids
     ):
         "Raises ValueError for a file that the library cannot read, ImportError without it."
         if isinstance(source, (str, Path)):
@@ -187,11 +210,15 @@ class HFTokenizer(Tokenizer):
         else:
             text = source.to_str()
         self._hf = _read_hf(text)
+        self._hf.add_special_tokens(list(special_tokens))
+        self._decoder = LibraryDecoder(self._hf)
         self._json = self._hf.to_str()  # equal tokenizers have equal text, however it was laid out
         added = sorted(self._hf.get_added_tokens_decoder().items())
         self._set_special({token.content: i for i, token in added if token.special})
-        self.eos_token = eos_token
-        self.eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
+        processor = self._hf.post_processor
+        in_front = ids_in_front(json.loads(processor.__getstate__()) if processor else None)
+        eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
+        self.marks = replace(TextMarks.around(eos_id), begin_ids=in_front, bos_id=None)
         ids = self._hf.get_vocab(with_added_tokens=True).values()
         self.vocab_size = 1 + max(ids, default=-1)
         if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:
@@ -199,6 +226,17 @@ class HFTokenizer(Tokenizer):
                 f"this tokenizer.json gives {len(ids)} tokens ids up to {self.vocab_size - 1}: "
                 "an id for each, with few gaps, makes a vocabulary."
             )
+        self.gaps = frozenset(range(self.vocab_size)).difference(ids)
+
+    @property
+    def eos_token(self) -> str | None:
+        "The text of the token that ends a text; None where there is none."
+        return None if self.eos_id is None else self.decode([self.eos_id])
+
+    @property
+    def added_ids(self) -> set[int]:
+        "The ids of tokens that were added to a trained vocabulary."
+        return set(self._hf.get_added_tokens_decoder())
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         utf8(check_text(text))
@@ -218,9 +256,22 @@ class HFTokenizer(Tokenizer):
     def _decode(self, ids):
         return self._hf.decode(ids, skip_special_tokens=False)
 
+    def is_settled(self, i: int) -> bool:
+        "False where `i` is a byte, since a run is read as a whole, and where all text is searched."
+        return self._decoder.is_local and i not in self._decoder.byte_of
+
+    def byte_of(self, i: int) -> int | None:
+        "The byte that id `i` stands for, as `<0xE2>` does; None for all others."
+        return self._decoder.byte_of.get(i)
+
+    def token_name(self, i: int) -> str:
+        "What tokenizer.json calls the token of id `i`."
+        return self._hf.id_to_token(i)
+
     def files(self) -> dict[str, bytes]:
         "The library's tokenizer.json, and tokenizer_kind.json: name → content."
-        return {"tokenizer.json": utf8(self._json)} | self._kind_file(eos_token=self.eos_token)
+        eos_token = None if self.eos_id is None else self.token_name(self.eos_id)
+        return {"tokenizer.json": utf8(self._json)} | self._kind_file(eos_token=eos_token)
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "HFTokenizer":

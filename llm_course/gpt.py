@@ -40,9 +40,9 @@ class GPT(nn.Module):
         n_new_tokens: Tensor | None = None,  # (B,) with a cache, how many of a row's ids are text
     ) -> Tensor:  # (B, T, V)
         "Logits. With `n_new_tokens` the rest of a row is padding, and its logits mean nothing."
-        positions, context = forward_context(self.config, ids, document_ids, cache, n_new_tokens)
+        positions, contexts = forward_context(self.config, ids, document_ids, cache, n_new_tokens)
         x = self.embed(ids, positions)
-        for block in self.blocks:
+        for block, context in zip(self.blocks, contexts):
             x = block(x, context)
         return self.unembed(x)
 

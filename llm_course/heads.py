@@ -171,8 +171,7 @@ class MultiHeadAttention(nn.Module):
         heads = self.qkv(x).unflatten(-1, (-1, self.d_head))  # (B, T, H + 2 H_kv, D)
         qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.qk_norm:
-            gains = (self.q_gain.expand(self.n_heads, -1), self.k_gain.expand(self.n_kv_heads, -1))
-            qk = F.rms_norm(qk, (self.d_head,), eps=self.qk_norm_eps) * torch.cat(gains)
+            qk = self.norm_heads(qk)
         if self.rope_theta is not None:
             cos, sin = self._cos_sin(x, context or LayerContext(), self.rope_theta)
             qk = apply_rope(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))  # the same in every head
@@ -180,6 +179,14 @@ class MultiHeadAttention(nn.Module):
                 v = v.contiguous()  # as a view it would keep the unturned q and k in memory
         q, k = qk.split((self.n_heads, self.n_kv_heads), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def norm_heads(
+        self,
+        qk: Tensor,  # (B, T, H + H_kv, D) queries and keys
+    ) -> Tensor:  # (B, T, H + H_kv, D)
+        "QK-norm: each head's query or key divided by its root mean square, times a learned gain."
+        gains = (self.q_gain.expand(self.n_heads, -1), self.k_gain.expand(self.n_kv_heads, -1))
+        return F.rms_norm(qk, (self.d_head,), eps=self.qk_norm_eps) * torch.cat(gains)
 
     def _cos_sin(
         self, x: Tensor, context: LayerContext, theta: float
@@ -203,8 +210,18 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.project(x, context)
         if context.cache is not None:
             k, v = context.cache.update(self.layer, k, v, context.step)
-        y = attend(q, k, v, context.mask, self.dropout.p if self.training else 0.0)
+        y = self.mix(q, k, v, context.mask)
         return self.dropout(self.out_proj(y.transpose(1, 2).flatten(2)))
+
+    def mix(
+        self,
+        q: Tensor,  # (B, H, T, D)
+        k: Tensor,  # (B, H_kv, S, D)
+        v: Tensor,  # (B, H_kv, S, D)
+        mask: Tensor | None,  # as `attend` takes it; None: causal
+    ) -> Tensor:  # (B, H, T, D)
+        "The values, mixed by attention on the fast kernels."
+        return attend(q, k, v, mask, self.dropout.p if self.training else 0.0)
 
     def attention_weights(
         self,
@@ -214,11 +231,19 @@ class MultiHeadAttention(nn.Module):
         "Attention weights of each head, by hand: to look at, not to train with."
         context = context or LayerContext()
         q, k, _ = self.project(x, context)
-        k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)  # (B, H, T, D)
-        mask = context.mask
+        return self.weights(q, k, context.mask)
+
+    def weights(
+        self,
+        q: Tensor,  # (B, H, T, D)
+        k: Tensor,  # (B, H_kv, S, D)
+        mask: Tensor | None,  # as `attend` takes it; None: causal
+    ) -> Tensor:  # (B, H, T, S)
+        "Attention weights of queries and keys, by hand."
+        k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)  # (B, H, S, D)
         if mask is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-            mask = causal_mask(positions, positions)
+            queries = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
+            mask = causal_mask(queries, torch.arange(k.shape[2], device=q.device))
         if mask.dtype == torch.bool:
             return attention_weights(q, k, mask)
         scores = q @ k.transpose(-2, -1) / sqrt(self.d_head)

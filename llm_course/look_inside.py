@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .context import device_of, evaluating, unwrap
+from .filters import check_ids
 from .hooks import record_inputs
 
 # %% ../nbs/10_look_inside.ipynb #1eb22f81
-@torch.inference_mode()
+@torch.no_grad()
 def _read(
     model: Any,                    # a GPT
     ids: Iterable[int] | Tensor,   # (T,)
@@ -24,7 +25,7 @@ def _read(
     look: Any,                     # (module, *its inputs) to a tensor (1, …)
 ) -> Tensor:                       # (number of modules, …) float32, on the CPU
     "Let the model read `ids`, and stack what `look` finds just before each of the modules works."
-    ids = torch.as_tensor(ids, device=device_of(model))
+    ids = torch.tensor(check_ids("ids", ids, model.config.vocab_size), device=device_of(model))
     with evaluating(model), record_inputs(modules, look) as found:
         model(ids[None])
     return torch.stack([x[0].float().cpu() for x in found])
@@ -56,6 +57,6 @@ def logit_lens(
     gpt: Any = unwrap(model)
     streams = _read(gpt, ids, [*gpt.blocks, gpt.final_norm], _stream)  # (L+1, T, C)
     weight = gpt.lm_head.weight
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = gpt.unembed(streams.to(weight.device, weight.dtype))
         return logits.float().log_softmax(-1).cpu()

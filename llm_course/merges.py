@@ -213,25 +213,33 @@ def unspell(word: str) -> bytes:
 def read_gpt2_files(
     vocab_json: bytes,  # what vocab.json holds
     merges_txt: bytes,  # and merges.txt
-) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
-    "Vocabulary and merges as GPT-2's files have them. Raises ValueError for other files."
-    ids = json.loads(vocab_json)
-    if not isinstance(ids, dict):
+) -> tuple[dict[str, int], list[tuple[bytes, bytes]]]:
+    """The words of GPT-2's files, as they are spelled, with their ids, and the merges. Raises
+    ValueError for other files."""
+    words = json.loads(vocab_json)
+    if not isinstance(words, dict):
         raise ValueError("vocab.json is no table from tokens to ids: give GPT-2's own file.")
-    vocab = {i: unspell(word) for word, i in ids.items()}
+    lines = merges_txt.decode("utf-8-sig").splitlines()
+    if lines and lines[0].startswith("#version"):
+        del lines[0]
     merges = []
-    for line in merges_txt.decode("utf-8").split("\n"):
-        if line and not line.startswith("#version"):
-            a, b = line.split(" ")
-            merges.append((unspell(a), unspell(b)))
-    return vocab, merges
+    for pair in map(str.split, lines):
+        if len(pair) not in (0, 2):
+            raise ValueError(f"merges.txt has the line {pair[:5]}, which is no pair: fetch it again.")
+        if pair:
+            merges.append((unspell(pair[0]), unspell(pair[1])))
+    return words, merges
 
 
 def gpt2_files(
     vocab: dict[int, bytes],            # id → bytes
     merges: list[tuple[bytes, bytes]],  # in the order in which they were learned
+    special_ids: dict[str, int],        # special token → its id
 ) -> dict[str, bytes]:                  # file name → content
     "Vocabulary and merges as GPT-2's files vocab.json and merges.txt."
-    ids = json.dumps({spell(token): i for i, token in vocab.items()}, ensure_ascii=False)
+    words = {i: spell(token) for i, token in vocab.items()}
+    taken = set(words.values())
+    words |= {i: token for token, i in special_ids.items() if token not in taken}
+    ids = json.dumps({word: i for i, word in words.items()}, ensure_ascii=False)
     lines = ["#version: 0.2", *(f"{spell(a)} {spell(b)}" for a, b in merges)]
     return {"vocab.json": utf8(ids), "merges.txt": utf8("\n".join(lines) + "\n")}

@@ -16,6 +16,7 @@ from .choices import check_config, published_shape
 from .heads import head_sizes
 from .positions import RopeScaling
 from .strangers import damage_told, short
+from .variants import Variant
 
 # %% ../nbs/05c_model_config.ipynb #369ee778
 @dataclass
@@ -33,12 +34,12 @@ class GPTConfig:
     d_ff: int | None = None  # None: 4·d_model, for swiglu about 8/3·d_model (`default_d_ff`)
     position_encoding: str = "rope"  # "rope", "learned", "sinusoidal", "alibi", "none"
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None  # Llama 3's, for texts longer than first trained on
+    rope_scaling: RopeScaling | None = None  # for texts longer than first trained on
     sliding_window: int | None = None  # tokens that one sees, itself included; None: all before it
     norm: str = "rmsnorm"  # "rmsnorm", "layernorm"
     norm_eps: float = 1e-5
-    norm_position: str = "pre"  # "pre", "post"
-    mlp: str = "relu2"  # "relu2", "gelu", "gelu_tanh", "silu", "swiglu"
+    norm_position: str = "pre"  # "pre", "post", "output", "sandwich"
+    mlp: str = "relu2"  # "relu2", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"
     qk_norm: bool = True  # RMS-norm for each query and key
     qk_norm_eps: float = 1e-6
     bias: bool = False  # in linear layers, and LayerNorm's shift
@@ -47,13 +48,17 @@ class GPTConfig:
     embedding_std: float | None = None  # how the embedding starts; None: 0.02 if tied, else 0.5
     logit_softcap: float | None = None  # c: logits become c·tanh(logits / c)
     dropout: float = 0.0
+    variant: Variant | None = None  # what only some families have; None: nothing of it
 
     def __post_init__(self):
-        if isinstance(self.rope_scaling, dict):  # as YAML and `asdict` give it
-            with damage_told("rope_scaling", "give it RopeScaling's numbers"):
-                self.rope_scaling = RopeScaling(**self.rope_scaling)
-        if not isinstance(self.rope_scaling, (RopeScaling, type(None))):
-            raise ValueError(f"rope_scaling={short(self.rope_scaling)} must be a RopeScaling.")
+        for name, kind in {"rope_scaling": RopeScaling, "variant": Variant}.items():
+            value = getattr(self, name)
+            if isinstance(value, dict):  # as YAML and `asdict` give it
+                with damage_told(name, f"give it {kind.__name__}'s numbers"):
+                    value = kind(**value)
+            if not isinstance(value, (kind, type(None))):
+                raise ValueError(f"{name}={short(value)} must be a {kind.__name__}.")
+            setattr(self, name, value)
         check_config(self)
 
     @property

@@ -41,15 +41,15 @@ def tokenize_documents(
     documents: Iterable[str],  # one text a document
     tokenizer,                 # any of the course's, with an end-of-text token
 ) -> Documents:
-    """Tokenization of documents: of each text end-of-text, its ids, end-of-text. ValueError for a
-    tokenizer without `eos_id`."""
-    end = tokenizer.eos_id
-    if end is None:
+    """Tokenization of documents: of each text what a document begins with (end-of-text, if no
+    other), its ids, end-of-text. ValueError for a tokenizer without `eos_id`."""
+    if tokenizer.eos_id is None:
         raise ValueError(
             f"{tokenizer!r} has no end-of-text id, which separates documents: train it with one."
         )
-    edge = np.array([end])
-    rows = [np.concatenate([edge, ids, edge]) for ids in tokenizer.encode_batch(documents)]
+    start = np.array(tokenizer.marks.start_ids)
+    end = np.array([tokenizer.eos_id])
+    rows = [np.concatenate([start, ids, end]) for ids in tokenizer.encode_batch(documents)]
     offsets = np.cumsum([0, *map(len, rows)])
     tokens = np.concatenate(rows) if rows else np.array([], np.int64)
     return Documents(tokens, offsets)

@@ -70,7 +70,8 @@ class LayerNorm(nn.Module):
 # %% ../nbs/04b_parts.ipynb #b7213961
 class SwiGLU(nn.Module):
     """SwiGLU, a gated MLP: the hidden numbers are multiplied by a gate,
-    down(silu(gate(x)) · up(x)) (Shazeer 2020)."""
+    down(silu(gate(x)) · up(x)) (Shazeer 2020). With GELU as the gate's activation it is GeGLU.
+    ValueError for an unknown activation."""
 
     def __init__(
         self,
@@ -78,8 +79,10 @@ class SwiGLU(nn.Module):
         d_ff: int,  # channels in between
         bias: bool = False,  # in the linear layers
         dropout: float = 0.0,  # share of outputs dropped in training
+        activation: str = "silu",  # of the gate, a name in ACTIVATIONS
     ):
         super().__init__()
+        self.activation = lookup(ACTIVATIONS, activation, "activation")
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
@@ -89,7 +92,7 @@ class SwiGLU(nn.Module):
         self,
         x: Tensor,  # (..., C)
     ) -> Tensor:  # (..., C)
-        gate = F.silu(self.gate_proj(x))
+        gate = self.activation(self.gate_proj(x))
         return self.dropout(self.down_proj(gate * self.up_proj(x)))
 
 # %% ../nbs/04b_parts.ipynb #04b-soft-cap-code

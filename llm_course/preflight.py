@@ -7,27 +7,26 @@ __all__ = ['check_device', 'check_memory', 'check_step', 'check_sampling', 'pref
 
 # %% ../nbs/90i_preflight.ipynb #90i0p003
 import os
-from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any
-
 import torch
-from matplotlib.backend_bases import FigureCanvasBase
-
 from .choices import default_d_ff
 from .config import RunConfig
+from .context import pick_device
 from .engine import SamplingParams
 from .model_config import GPTConfig
 from .settings import TrainConfig
 from .strangers import machine_memory
+from matplotlib.backend_bases import FigureCanvasBase
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 # %% ../nbs/90i_preflight.ipynb #90i0p005
 def check_device(
-    device: str,  # as torch names it
+    device: str,  # "auto", or as torch names it
 ) -> None:
     "Device check: ValueError for a device that cannot be computed on here."
     try:
-        torch.zeros(1, device=device).add(1).item()
+        torch.zeros(1, device=pick_device(device)).add(1).item()
     except Exception:  # each kind of device has errors of its own
         here = ["cpu"]
         if torch.cuda.is_available():
@@ -64,7 +63,7 @@ def check_memory(
     train = config.train
     logits = train.batch_size * train.seq_len * config.model.vocab_size
     needed = 4 * (4 * _least_weights(config.model) + 2 * logits)
-    there = _memory(train.device)
+    there = _memory(pick_device(train.device))
     if needed > there:
         raise ValueError(
             f"this training needs at least {needed / 2**30:,.1f} GiB of memory, and "

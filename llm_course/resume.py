@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import RunConfig, flat_settings, load_config
 from .formats import fingerprint
-from .run_folder import list_checkpoints, read_config
+from .run_folder import list_checkpoints, read_config, waiting_run
 from .runs import shown
 from .tokenfiles import TokenDataset
 
@@ -38,6 +38,9 @@ _FIXED = (  # what decides which run it is; with a dot at its end, a whole secti
     "model.",
     "tokenizer.",
     "corpus.source",
+    "corpus.column",
+    "corpus.hub_config",
+    "corpus.hub_split",
     "corpus.max_documents",
     "corpus.mask_documents",
     "train.optimizer",
@@ -96,12 +99,18 @@ def check_resume(
     return changes
 
 # %% ../nbs/90h_resume.ipynb #90h0r012
-_OWN = ("step-*", ".*-step-*", "*latest*", "*metrics.*", "loss.png", "tensorboard", "wandb*")
-
-
-def _aside(run: Path) -> Path:
-    "Where a run waits until the one that replaces it is safe."
-    return run.with_name(f".replaced-{run.name}")
+_OWN = (  # what a run writes into its folder; all else is a person's
+    "step-[0-9]*",
+    ".*-step-[0-9]*",
+    "latest",
+    "metrics.jsonl",
+    "metrics.damaged",
+    "loss.png",
+    "wandb_id",
+    ".*.tmp",
+    "tensorboard",
+    "wandb",
+)
 
 
 def _move_others(source: Path, target: Path) -> None:
@@ -119,9 +128,10 @@ def put_aside(
     run = run.resolve()
     if not list_checkpoints(run):
         return
-    os.replace(run, _aside(run))
+    aside = waiting_run(run)
+    os.replace(run, aside)
     run.mkdir()
-    _move_others(_aside(run), run)
+    _move_others(aside, run)
 
 
 def settle(
@@ -130,7 +140,7 @@ def settle(
     """Replacement of a run, second half: what was put aside is deleted where the new run has a
     checkpoint, and comes back where it has none."""
     run = run.resolve()
-    aside = _aside(run)
+    aside = waiting_run(run)
     if not aside.is_dir():
         return
     if list_checkpoints(run):

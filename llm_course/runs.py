@@ -14,21 +14,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, islice
-from pathlib import Path
-
 from .bpe import BPETokenizer
 from .checkpoint import load_model, save_checkpoint
 from .config import RunConfig, flat_settings
 from .corpus import Tales
-from .files import atomic_folder
+from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer
 from .interface import CharTokenizer
-from .run_folder import read_config, resolve_checkpoint
+from .run_folder import checkpoint_to_use, read_config
 from .seals import open_json
 from .sources import load_documents, project_root
+from .text_files import Skipped
 from .tokenfiles import TokenDataset, read_meta
 from .track import metrics_line, read_metrics
+from pathlib import Path
 
 # %% ../nbs/90b_runs.ipynb #5d6888b4
 def is_tales(
@@ -76,15 +76,17 @@ def shown(
 def corpus_facts(
     config: RunConfig,  # whose corpus counts
 ) -> dict:              # plain values
-    "Identity of a run's text: its source, a path as seen from the project, and its limit."
-    source = config.corpus.source
+    "Identity of a run's text: its source, a path as seen from the project, and what is read of it."
+    corpus = config.corpus
+    source = corpus.source
     if is_tales(config):
         source = f"tales:{source.partition(':')[2] or 50000}"
     elif source not in ("stdlib", "tinyshakespeare") and not source.startswith("hf:"):
         path = Path(source).expanduser().resolve()
         root = project_root().resolve()
         source = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-    return {"source": source, "max_documents": config.corpus.max_documents}
+    names = ("column", "hub_config", "hub_split", "max_documents")
+    return {"source": source} | {name: getattr(corpus, name) for name in names}
 
 
 def check_corpus(
@@ -100,9 +102,9 @@ def check_corpus(
     for facts in splits.values():
         about = facts["about"] or wanted  # None: written by hand, on purpose
         for name, value in wanted.items():
-            if about[name] != value:
+            if about.get(name) != value:  # an old one says nothing of columns
                 raise ValueError(
-                    f"{shown(folder)} is of corpus.{name}={about[name]}, and the config asks for "
+                    f"{shown(folder)} is of corpus.{name}={about.get(name)}, and the config asks for "
                     f"{value}: delete that folder, or give the run another name=."
                 )
 
@@ -119,9 +121,14 @@ def text_of(
 def corpus_documents(
     config: RunConfig,  # whose corpus counts
     split: str,         # "train" or "valid"
+    skipped: Skipped | None = None,  # counts what is passed over; None: nobody asks
 ) -> Iterator[str]:
     "One split of a run's corpus, at most `max_documents`."
-    return islice(load_documents(config.corpus.source, split), config.corpus.max_documents)
+    corpus = config.corpus
+    choice = (corpus.column, corpus.hub_config, corpus.hub_split)
+    skipped = Skipped() if skipped is None else skipped
+    documents = load_documents(corpus.source, split, *choice, skipped)
+    return islice(documents, corpus.max_documents)
 
 
 def _training_texts(config: RunConfig) -> Iterator[str]:
@@ -198,7 +205,7 @@ def get_tokenizer(
     """Tokenizer of a run, from data/tokenizer/NAME; trained and saved first where there is none.
 
     Prints which. Raises ValueError where one of another text or of other settings is there."""
-    folder = data_folder("tokenizer", config)
+    folder = whole_folder(data_folder("tokenizer", config))
     wanted = _tokenizer_settings(config) | {"texts": _sum_of_texts(_training_texts(config))}
     if not folder.is_dir():
         tokenizer = _train_tokenizer(config)
@@ -218,7 +225,7 @@ def open_data(
     """Data of a run, as `llm_tokenize` wrote it.
 
     Raises FileNotFoundError where it did not run, ValueError for parts that do not fit together."""
-    folder = data_folder("tokenizer", config)
+    folder = whole_folder(data_folder("tokenizer", config))
     if not folder.is_dir():
         command = "run llm_tokenize with the same config first"
         raise FileNotFoundError(f"there is no tokenizer at {shown(folder)}: {command}.")
@@ -252,12 +259,12 @@ def token_floor(
 
 # %% ../nbs/90b_runs.ipynb #00e9a6b8
 def bundle(
-    run: str | Path,     # its latest checkpoint counts
+    run: str | Path,     # its best checkpoint counts
     folder: str | Path,  # made, or replaced; the package's is llm_course/bundled
 ) -> Path:               # the folder
     """Bundle a run: its model in bfloat16, half the size, without the training state; its loss
     curve; each tenth record."""
-    checkpoint = resolve_checkpoint(run)
+    checkpoint = checkpoint_to_use(run)
     model, tokenizer = load_model(checkpoint)
     config = read_config(checkpoint)
     step = config["step"]

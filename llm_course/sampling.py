@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from .chat import Prompt, text_ids
 from .context import CausalLM
 from .engine import SamplingParams, stop_at
-from .interface import decode_stream
-from .writing import check_prompt, prompt_ids, start_writing
+from .streams import decode_stream
+from .writing import check_prompt, prompt_ids, start_writing, text_settings
 
 # %% ../nbs/08_sampling.ipynb #fe019df0
 def generate(
@@ -40,7 +41,7 @@ def generate(
 def generate_text(
     model: CausalLM,                   # what will read the prompt and write
     tokenizer,                         # the one that the model was trained with
-    prompt: str = "",                  # the text to continue
+    prompt: Prompt = "",               # the text to continue, or a conversation
     max_new_tokens: int = 256,         # at most so many
     stop_ids: Iterable[int] = (),      # end the text, besides end-of-text
     stop_strings: Iterable[str] = (),  # end the text where one is complete; not shown
@@ -50,7 +51,9 @@ def generate_text(
 ) -> Iterator[str]:                    # pieces of whole characters, without the prompt
     """Text generation, streamed: continue `prompt` until end-of-text, a stop string or
     `max_new_tokens`. Wrong arguments raise ValueError at the call."""
-    stops = {*stop_ids, tokenizer.eos_id} - {None}
-    sampling |= {"stop_ids": stops, "generator": generator, "progress": progress}
-    written = generate(model, prompt_ids(model, tokenizer, prompt), max_new_tokens, **sampling)
-    return stop_at(decode_stream(tokenizer, written), stop_strings)
+    start = prompt_ids(model, tokenizer, prompt)
+    sampling = text_settings(model, tokenizer, stop_ids, **sampling)
+    sampling |= {"generator": generator, "progress": progress}
+    written = generate(model, start, max_new_tokens, **sampling)
+    pieces = decode_stream(tokenizer, written, text_ids(tokenizer, prompt))
+    return stop_at(pieces, stop_strings)

@@ -39,7 +39,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0       # longer gradients are clipped to it; inf: never
     eval_every: int = 0              # steps between evaluations; 0: only after the last step
     eval_batches: int | None = None  # batches in the held-out set; None: one epoch
-    device: str = "cpu"
+    patience: int = 0                # evaluations without a new lowest loss that end it; 0: never
+    device: str = "auto"             # "cpu", "cuda", …; "auto": a command takes a GPU that is here
     dtype: str = "float32"           # "bfloat16": matrix products in bf16, weights in float32
     compile: bool = False            # torch.compile: slow to start, then faster
     seed: int = 42
@@ -92,6 +93,7 @@ _RULES: dict[str, Rule] = {
     "eval_batches": AT_LEAST_1,
     "warmup_steps": AT_LEAST_0,
     "eval_every": AT_LEAST_0,
+    "patience": AT_LEAST_0,
     "seed": SEED,
     "lr": _RATE,
     "muon_lr": _RATE,

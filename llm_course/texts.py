@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['END_OF_TEXT', 'PATTERNS', 'utf8', 'check_text', 'each_text', 'check_special_tokens', 'special_pattern',
-           'special_spans', 'split_pieces', 'check_pattern', 'text_blocks', 'gather_texts', 'count_pieces']
+           'special_spans', 'pattern_text', 'split_pieces', 'check_pattern', 'text_blocks', 'gather_texts',
+           'count_pieces']
 
 # %% ../nbs/01e_texts.ipynb #01e00003
 import re
@@ -112,20 +113,67 @@ _ASCII_PATTERNS = {  # the same pieces, where the text is ASCII; what is frequen
 }
 
 
+def pattern_text(
+    pattern: str | None,  # a name in PATTERNS, a regular expression, or None
+) -> str:
+    "Regular expression of a pattern; that of None takes a text as one piece."
+    return r"[\s\S]+" if pattern is None else PATTERNS.get(pattern, pattern)
+
+
+def _own_pieces(text: str, pattern: str) -> list[str]:
+    "The matches of a pattern of one's own. Raises ValueError where they are not the whole text."
+    pieces = []
+    end = 0
+    for match in regex.finditer(pattern, text):
+        if match.start() > end or match.end() == end:
+            break
+        pieces.append(match.group())
+        end = match.end()
+    else:
+        if end == len(text):
+            return pieces
+    raise ValueError(
+        f"pattern {pattern[:60]!r} is none of {', '.join(PATTERNS)}, and as a regular expression "
+        f"it has no match, or an empty one, at {text[end : end + 1]!r}: each character must be in "
+        r"a match, so end it with |[\s\S]."
+    )
+
+
 def split_pieces(
     text: str,
-    pattern: str,  # a name in PATTERNS
-) -> list[str]:    # joined, they are the text
-    "Pre-tokenization: cut a text into the pieces inside which tokens are merged."
+    pattern: str | None,  # a name in PATTERNS, a regular expression, or None: one piece
+) -> list[str]:           # joined, they are the text
+    """Pre-tokenization: cut a text into the pieces inside which tokens are merged. Raises
+    ValueError where the matches of a regular expression are not the whole text."""
     if text.isascii() and pattern in _ASCII_PATTERNS:
         return re.findall(_ASCII_PATTERNS[pattern], text, re.ASCII)
-    return regex.findall(PATTERNS[pattern], text)
+    if pattern in PATTERNS:
+        return regex.findall(PATTERNS[pattern], text)
+    return _own_pieces(text, pattern_text(pattern))
 
 
-def check_pattern(pattern: str) -> None:
-    "Pattern check. Raises ValueError if PATTERNS has no `pattern` of this name."
-    if pattern not in PATTERNS:
-        raise ValueError(f"pattern {pattern!r} is unknown: choose one of {', '.join(PATTERNS)}.")
+def check_pattern(
+    pattern: str | None,  # a name in PATTERNS, a regular expression, or None
+) -> str | None:          # the same, by its name where it has one
+    """Pattern check. Raises TypeError for another kind of value, ValueError for a regular
+    expression that cannot be read, or that has no match for a character."""
+    if pattern is not None and not isinstance(pattern, str):
+        raise TypeError(
+            f"pattern is a {type(pattern).__name__}: give one of {', '.join(PATTERNS)}, "
+            "the text of a regular expression, or None."
+        )
+    for name in (None, *PATTERNS):
+        if pattern in (name, pattern_text(name)):
+            return name
+    own = pattern_text(pattern)
+    try:
+        _own_pieces("The cat's 12 mats.\n\n " + "".join(map(chr, range(0x3000))), own)
+    except regex.error as error:
+        raise ValueError(
+            f"pattern {own[:60]!r} is no regular expression ({error}): "
+            f"give one, or a name: {', '.join(PATTERNS)}."
+        ) from None
+    return own
 
 # %% ../nbs/01e_texts.ipynb #59ca2854
 # Every pattern in PATTERNS begins a piece here, whatever stands around.
@@ -134,12 +182,15 @@ _GAP = regex.compile(r"(?<=\S)(?= )|(?<=[\p{L}\p{N}])(?=\s)|(?<=\S[\r\n])(?=[\p{
 
 def text_blocks(
     text: str,
-    size: int,               # characters in a block, at least, but for the last
-    begin: int = 0,          # where the first block begins
-    end: int | None = None,  # where the last one ends; None: at the end of the text
-) -> Iterator[str]:          # joined, they are text[begin:end]
+    size: int,                     # characters in a block, at least, but for the last
+    begin: int = 0,                # where the first block begins
+    end: int | None = None,        # where the last one ends; None: at the end of the text
+    pattern: str | None = "gpt2",  # what cuts pieces; all is one block for one not in PATTERNS
+) -> Iterator[str]:                # joined, they are text[begin:end]
     "Blocks of a text, cut where a piece begins: the pieces of the blocks are those of the text."
     end = len(text) if end is None else end
+    if pattern not in PATTERNS:
+        size = end - begin
     while begin < end:
         gap = _GAP.search(text, begin + size, end)
         cut = gap.start() if gap else end
@@ -165,34 +216,38 @@ def gather_texts(
         yield batch
 
 # %% ../nbs/01e_texts.ipynb #01d00013
-def _plain_blocks(texts: Iterable[str], special: re.Pattern, size: int) -> Iterator[str]:
+def _plain_blocks(
+    texts: Iterable[str], special: re.Pattern, size: int, pattern: str | None
+) -> Iterator[str]:
     "What stands between the special tokens of all texts, in blocks."
     for text in each_text(texts):
         for begin, end, is_special in special_spans(text, special):
             if not is_special:
-                yield from text_blocks(text, size, begin, end)
+                yield from text_blocks(text, size, begin, end, pattern)
 
 # %% ../nbs/01e_texts.ipynb #8e4bf7f5
-def _count_batch(texts: list[str], pattern: str) -> Counter[str]:
+def _count_batch(texts: list[str], pattern: str | None) -> Counter[str]:
     "How often each piece occurs in plain texts; small blocks, since most are ASCII then."
     counts = Counter()
     for text in texts:
-        for block in text_blocks(text, size=1 << 12):
+        for block in text_blocks(text, size=1 << 12, pattern=pattern):
             counts.update(split_pieces(block, pattern))
     return counts
 
 
 def count_pieces(
     texts: Iterable[str],           # read once, one at a time
-    pattern: str,                   # a name in PATTERNS
+    pattern: str | None,            # a name in PATTERNS, a regular expression, or None
     special_tokens: Iterable[str],  # taken out of the texts: no piece holds one
     processes: int | None = None,   # None: one a core, once there are more than `alone` batches
     alone: int = 8,                 # batches of about 4 million characters
 ) -> dict[bytes, int]:
     """Piece counts: how often each piece occurs, as UTF-8. Memory grows with the different pieces,
-    not with the text. Raises TypeError for one str, ValueError for a lone surrogate."""
+    not with the text. Raises TypeError for one str, ValueError for a lone surrogate, and where a
+    regular expression loses a character."""
     size = 1 << 22
-    batches = gather_texts(_plain_blocks(texts, special_pattern(special_tokens), size), size)
+    blocks = _plain_blocks(texts, special_pattern(special_tokens), size, pattern)
+    batches = gather_texts(blocks, size)
     count = partial(_count_batch, pattern=pattern)
     counts = Counter()
     for part in map_in_processes(count, batches, processes, alone):

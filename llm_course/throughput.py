@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .block import MLP
 from .clipping import clip_grad_norm, grad_norm
-from .context import device_of
+from .context import check_range, device_of, place
 from .learning import cross_entropy
 from .optim import make_optimizer
 from .packing import Batch
@@ -49,6 +49,7 @@ def summed_loss(
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         logits = model(batch.ids, batch.document_ids)
+    check_range("targets", batch.targets, logits.shape[-1], ignored=-100)
     return cross_entropy(logits, batch.targets, reduction="sum"), count
 
 # %% ../nbs/07a_throughput.ipynb #1e12d049
@@ -196,7 +197,7 @@ def optimize_for_training(
     """Training optimization: let the model's MLPs keep and do less for backward. Results and
     gradients stay the same, and so do parameters and their names."""
     for module in model.modules():
-        if isinstance(module, SwiGLU):
+        if isinstance(module, SwiGLU) and module.activation is F.silu:
             module.forward = partial(_swiglu_forward, module)
         elif isinstance(module, MLP) and module.activation is relu2:
             module.activation = _SquaredReLU.apply
@@ -263,10 +264,10 @@ def find_lr(
     rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
     source: Any = batches
     position = source.state_dict() if hasattr(batches, "state_dict") else None
-    devices = [config.device] if torch.device(config.device).type == "cuda" else []
+    copy = deepcopy(model).train()
+    device = place(copy, config.device)
     try:
-        with torch.random.fork_rng(devices):
-            copy = deepcopy(model).to(config.device).train()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             losses = _sweep(copy, iter(batches), config, rates)
     finally:
         if position is not None:

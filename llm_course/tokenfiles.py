@@ -18,6 +18,7 @@ from .formats import fingerprint
 from .locks import lock_folder
 from .seals import open_json, seal_json
 from .shards import made_from, open_shards, write_shards
+from .text_marks import TextMarks
 
 # %% ../nbs/06a_tokenfiles.ipynb #9585f508
 def read_meta(
@@ -107,11 +108,9 @@ def _write_split(
     return meta
 
 
-def _with_ends(ids: np.ndarray, eos_id: int, dtype: str) -> np.ndarray:
-    "The row of a document: end-of-text, its ids, end-of-text."
-    row = np.full(len(ids) + 2, eos_id, dtype)
-    row[1:-1] = ids
-    return row
+def _with_ends(ids: np.ndarray, marks: TextMarks, dtype: str) -> np.ndarray:
+    "The row of a document: its beginning, its ids, end-of-text."
+    return np.concatenate([marks.start_ids, ids, marks.end_ids[:1]], dtype=dtype, casting="unsafe")
 
 # %% ../nbs/06a_tokenfiles.ipynb #be5c1383
 def write_tokens(
@@ -137,7 +136,7 @@ def write_tokens(
 
     def encode(texts: Iterator[str]) -> Iterator[np.ndarray]:
         for ids in tokenizer.encode_batch(texts):
-            yield _with_ends(ids, tokenizer.eos_id, meta["dtype"])
+            yield _with_ends(ids, tokenizer.marks, meta["dtype"])
 
     with lock_folder(folder):
         rows = iter(documents)
@@ -248,7 +247,7 @@ def write_ids(
                 yield ids.astype(meta["dtype"])
             else:
                 for document in _between_eos(ids, eos_id):
-                    yield _with_ends(document, eos_id, meta["dtype"])
+                    yield _with_ends(document, TextMarks.around(eos_id), meta["dtype"])
 
     with lock_folder(folder):
         return _write_split(Path(folder), split, meta, rows(), None, shard_tokens, about)

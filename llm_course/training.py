@@ -11,6 +11,7 @@ from itertools import islice
 
 from torch import nn
 
+from .context import place
 from .measure import Meter, StepMetrics, evaluate, fixed_batches, is_time_to_evaluate
 from .optim import make_optimizer
 from .packing import Batch
@@ -19,7 +20,7 @@ from .throughput import ALONE, NonFiniteLossError, World, compile_model, train_s
 
 # %% ../nbs/07_training.ipynb #464d0531
 def train(
-    model: nn.Module,                      # moved to `config.device`, trained in place
+    model: nn.Module,                      # on the device of `config`; trained in place
     batches: Iterable[Batch],              # taken up where they stand
     config: TrainConfig,
     optimizer=None,                        # None: `make_optimizer(model, config)`
@@ -29,8 +30,8 @@ def train(
 ) -> Iterator[StepMetrics]:
     """Training loop: yield the metrics of each optimizer step, until `config.max_steps` or until
     the batches end. NonFiniteLossError before a step that would harm the weights."""
-    model.to(config.device)
-    runner = compile_model(model, config.device) if config.compile else model
+    device = place(model, config.device)
+    runner = compile_model(model, device.type) if config.compile else model
     if optimizer is None:
         optimizer = make_optimizer(model, config)
     held_out = [] if valid is None else fixed_batches(valid, config.eval_batches)

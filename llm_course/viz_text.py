@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .fonts import drawable, fall_back
-from .viz import BLUES, PALETTE, new_figure, plot_heatmap
+from .viz import BLUES, PALETTE, as_numbers, in_style, new_figure, plot_heatmap
 
 # %% ../nbs/support/viz_text.ipynb #54da42fb
 _VISIBLE = {i: 0x2400 + i for i in range(32)}  # the pictures of control characters
@@ -101,6 +101,7 @@ def _empty_axes(width: float, lines: float, columns: int, title: str) -> tuple[F
     return fig, ax
 
 # %% ../nbs/support/viz_text.ipynb #f9ec7fb3
+@in_style
 def plot_tokens(
     rows: Mapping[str, Sequence[str | bytes]],  # name of a row: its tokens
     title: str = "",  # above
@@ -146,6 +147,7 @@ def level_names() -> list[str]:
     return [f"{lows[0]} % and more", *between, f"below {lows[-2]} %"]
 
 # %% ../nbs/support/viz_text.ipynb #1f2ab6d0
+@in_style
 def plot_probabilities(
     tokens: Sequence[str],                  # (T,) their texts, in order
     probabilities: Sequence[float | None],  # (T,) from 0 to 1; None: not colored, of the prompt
@@ -178,6 +180,7 @@ _ROWS = "the token that looks"
 _COLUMNS = "where it looks"
 
 
+@in_style
 def plot_attention(
     weights,                             # (H, T, T) or (T, T): row t says where token t looks
     tokens: Sequence[str],               # (T,) their texts
@@ -186,7 +189,7 @@ def plot_attention(
     heads: Sequence[str] | None = None,  # (H,) a title for each map; None: head 0, head 1, …
 ) -> Figure:
     "Attention maps with their tokens, one map a head: rows look, columns are looked at."
-    weights = np.asarray(weights, dtype=float)
+    weights = as_numbers(weights)
     if weights.ndim == 2:
         weights = weights[None]
     n = len(weights)
@@ -208,6 +211,7 @@ def plot_attention(
     return fall_back(fig)
 
 # %% ../nbs/support/viz_text.ipynb #6a15ae91
+@in_style
 def plot_heads(
     weights,            # (L, H, T, S): layers, heads, and in each map the rows look
     title: str = "",  # above
@@ -215,7 +219,7 @@ def plot_heads(
 ) -> Figure:
     """Attention maps of a whole model, small: a layer a row, a head a column. ValueError for weights
     of another number of dimensions."""
-    weights = np.asarray(weights, dtype=float)
+    weights = as_numbers(weights)
     if weights.ndim != 4:
         wanted = "The weights must be (layers, heads, T, S)"
         raise ValueError(f"{wanted}, not {weights.shape}: plot_attention draws one layer.")
@@ -241,6 +245,7 @@ def _cut(text: str) -> str:
     return shown if len(shown) <= 11 else shown[:10] + "…"
 
 
+@in_style
 def plot_logit_lens(
     tokens: Sequence[str],           # (T,) the tokens that were read
     words: Sequence[Sequence[str]],  # (T, L+1) the likeliest next token, by stage
@@ -250,7 +255,7 @@ def plot_logit_lens(
 ) -> Figure:
     """Logit lens: what each stage, the embedding and each layer, would say next; a row a position,
     a column a stage, in each cell a word on its probability."""
-    shares = np.asarray(shares, dtype=float)
+    shares = as_numbers(shares)
     T, columns = shares.shape
     fig, ax = new_figure(1.6 + 1.05 * columns, 1.2 + 0.25 * T)
     read = [_cut(token) for token in tokens]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from llm_course.bpe import BPETokenizer
 from llm_course.checkpoint import load_model, save_checkpoint
 from llm_course.foreign import HFTokenizer
-from llm_course.formats import fingerprint, from_gpt2, from_hf, load_tokenizer, to_hf
+from llm_course.foreign_bpe import from_gpt2
+from llm_course.formats import fingerprint, from_hf, load_tokenizer, to_hf
 from llm_course.gpt import GPT
 from llm_course.interface import CharTokenizer
 from llm_course.model_config import GPTConfig

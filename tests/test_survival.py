@@ -12,6 +12,7 @@ import torch
 from conftest import losses, name_run, steps, wait_for
 
 from llm_course.checkpoint import load_model, resolve_checkpoint
+from llm_course.run_folder import read_config, waiting_run
 
 TRAIN = (
     "llm_train",
@@ -105,6 +106,26 @@ def test_killed_again_and_again(tokenized, straight, kills):
     assert validation(run) == validation(straight)
     assert sum(loss is not None for loss in validation(run)) == 4
     assert steps(run)[-1] == "step-0000040" and len(steps(run)) <= 3 and not being_saved(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.02, 0.1, 0.3])
+def test_a_run_is_read_at_every_moment_of_its_replacement(tokenized, straight, delay):
+    run = name_run(tokenized, f"replaced{delay}")
+    shutil.copytree(straight, run)
+    again = (*TRAIN, f"name={run.name}", "--fresh", "train.seed=7")
+    process = tokenized.start(*again)
+    wait_for(waiting_run(run).is_dir, process)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    checkpoint = resolve_checkpoint(run)
+    if read_config(checkpoint)["train"]["seed"] != 7:
+        assert checkpoint.name == "step-0000040"
+        assert same(state_of(checkpoint), state_of(straight / checkpoint.name))
+    tokenized.ok("llm_generate", "--model", run, "sample.max_new_tokens=1")
+    tokenized.ok(*again, "train.max_steps=5")
+    assert steps(run)[-1] == "step-0000005" and not waiting_run(run).exists()
 
 
 def finish(shell, run, straight):

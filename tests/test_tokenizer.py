@@ -1,9 +1,16 @@
 "What takes too long for a lesson: the tokenizer's promises on large input."
 
+import random
 import tracemalloc
+import unicodedata
 from collections import deque
 
+import pytest
+import tiktoken
+
 from llm_course.bpe import BPETokenizer
+from llm_course.foreign_bpe import from_tiktoken, to_tiktoken
+from llm_course.formats import load_tokenizer
 from llm_course.sources import load_documents
 from llm_course.texts import count_pieces
 
@@ -52,3 +59,37 @@ def test_whole_files_keep_the_ids_of_their_pieces():
     lines = whole.splitlines(keepends=True)
     each = [tokenizer._encode_plainly(line) for line in lines]
     assert [ids.tolist() for ids in tokenizer.encode_batch(lines, threads=2)] == each
+
+
+def random_strings(seed, n):
+    "Strings of words, blanks, numbers, special tokens and characters of all kinds."
+    rng = random.Random(seed)
+    assigned = [c for c in map(chr, range(0x30000)) if unicodedata.category(c)[0] != "C"]
+    words = [" the", "'ll", "'RE", " 12345", "\n\n", "  ", "\t", "\r\n", "\u3000", "e\u0301", "👩‍👧"]
+    words += ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>"]
+    for _ in range(n):
+        parts = [rng.choice(rng.choice([words, assigned])) for _ in range(rng.randint(0, 30))]
+        yield "".join(parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+def test_the_encodings_of_openai(name, monkeypatch, tmp_path):
+    "Where tiktoken has kept their files (see its TIKTOKEN_CACHE_DIR); nothing is fetched."
+
+    def absent(path):
+        pytest.skip(f"tiktoken has not kept {path}")
+
+    monkeypatch.setattr("tiktoken.load.read_file", absent)
+    theirs = tiktoken.get_encoding(name)
+    ours = from_tiktoken(name)
+    back = to_tiktoken(ours)
+    assert ours.vocab_size == theirs.n_vocab == back.n_vocab
+    assert ours.gaps == set(range(theirs.n_vocab)) - {*ours.vocab}
+    assert load_tokenizer(ours.save(tmp_path)) == ours
+    texts = [*random_strings(1, 20_000), *list(load_documents("stdlib", "valid"))[:30]]
+    for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+        plain = theirs.encode_ordinary(text)
+        assert ids.tolist() == plain == back.encode_ordinary(text)
+        marked = theirs.encode(text, allowed_special="all")
+        assert ours.encode(text) == marked and ours.decode_bytes(marked) == text.encode()

@@ -89,8 +89,10 @@ class AttentionExplorer(Explorer):
             "layer": _dropdown("layer", layers),
             "head": _dropdown("head", [("mean of heads", "mean"), *heads]),
         }
-        widgets.jslink((controls["layer"], "index"), (self.view, "layer"))
-        widgets.jslink((controls["head"], "index"), (self.view, "pick"))
+        self.links = [  # the page itself follows the lists
+            widgets.jslink((controls["layer"], "index"), (self.view, "layer")),
+            widgets.jslink((controls["head"], "index"), (self.view, "pick")),
+        ]
         lists = widgets.HBox([controls["layer"], controls["head"]])
         children = [controls["text"], lists, self.note, self.view]
         super().__init__(controls, children, tuple(controls))
@@ -99,6 +101,12 @@ class AttentionExplorer(Explorer):
         controls["layer"].value = layer
         controls["head"].value = head
         self.wait()
+
+    def close(self) -> None:
+        "Let go of the page, and of all that is held for it."
+        for link in getattr(self, "links", []):
+            link.close()
+        super().close()
 
     def draw(self) -> None:
         "Show the chosen head; the model reads again only when the text has changed."

@@ -7,14 +7,18 @@ __all__ = ['static_file', 'Explorer', 'text_box', 'cut_note']
 
 # %% ../../nbs/support/widgets/base.ipynb #a57155c5
 import html
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import ipywidgets as widgets
 import traitlets
+from IPython import get_ipython
 
 from ..viz import PALETTE
 
@@ -28,7 +32,7 @@ class _Worker:
     """One thread for one widget: it draws what was asked for last, and between drawings takes one
     step of what is being written."""
 
-    def __init__(self, show_error: Callable[[Exception], None]):
+    def __init__(self, show_error: Callable[[BaseException], None]):
         self.show_error = show_error
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
@@ -71,7 +75,7 @@ class _Worker:
     def _draw(self, drawing: Callable[[], None]) -> None:
         try:
             drawing()
-        except Exception as error:  # whatever it is, it must be seen in the widget
+        except BaseException as error:  # whatever it is: tokenizers' PanicException is no Exception
             self.show_error(error)
 
     def _write(self, writing: Iterator) -> None:
@@ -79,14 +83,34 @@ class _Worker:
             next(writing)
         except StopIteration:
             self.stop(writing)
-        except Exception as error:
+        except BaseException as error:
             self.stop(writing)
             self.show_error(error)
+
+# %% ../../nbs/support/widgets/base.ipynb #4d98ba11
+def _cell_run() -> tuple[str, str] | None:
+    "The running cell, and which run of it this is; None where no page tells."
+    shell: Any = get_ipython()
+    message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = message.get("metadata", {}).get("cellId")
+    return (cell, message["header"]["msg_id"]) if cell else None
+
+
+def _parts(widget: widgets.Widget) -> list[widgets.Widget]:
+    "The widgets that a widget is made of: its children, layouts and styles, and theirs."
+    parts = []
+    for value in widget.trait_values().values():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, widgets.Widget):
+                parts += [part, *_parts(part)]
+    return parts
 
 # %% ../../nbs/support/widgets/base.ipynb #4d98ba12
 class Explorer(widgets.VBox):
     """Widget with a kernel behind it: named controls, a `draw` that follows them, one worker, and a
     line for errors."""
+
+    _open: ClassVar["WeakSet[Explorer]"] = WeakSet()
 
     def __init__(
         self,
@@ -98,6 +122,7 @@ class Explorer(widgets.VBox):
         self.error = widgets.HTML()
         self.worker = _Worker(self.show_error)
         super().__init__([*children, self.error])
+        self._replace_last_run()
         for name in drawn_by:
             controls[name].observe(lambda _: self.redraw(), "value")
         self.redraw()
@@ -127,9 +152,30 @@ class Explorer(widgets.VBox):
         if thread:
             thread.join(seconds)
 
-    def show_error(self, error: Exception) -> None:
-        "Say `error` in the widget."
-        text = html.escape(f"{type(error).__name__}: {error}")
+    def _replace_last_run(self) -> None:
+        "Close what an earlier run of the same cell has made."
+        self.cell_run = _cell_run()
+        for other in list(self._open):
+            if self.cell_run and other.cell_run:
+                cell, run = self.cell_run
+                if other.cell_run[0] == cell and other.cell_run[1] != run:
+                    other.close()
+        self._open.add(self)
+
+    def close(self) -> None:
+        "Let go of the page, and of all that is held for it; draw and write no further."
+        if not hasattr(self, "worker") or sys.is_finalizing():
+            return  # Python, too, closes a widget: a half-made one, or at its own end
+        self.worker.stop()
+        for part in _parts(self):
+            part.unobserve_all()
+            part.close()
+        super().close()
+
+    def show_error(self, error: BaseException) -> None:
+        "Say `error` in the widget, in one line."
+        line = textwrap.shorten(f"{type(error).__name__}: {error}", 400, placeholder=" …")
+        text = html.escape(line)
         self.error.value = f'<b style="color:{PALETTE[1]}">{text}</b>'
 
     def _draw(self) -> None:

@@ -7,7 +7,7 @@ __all__ = ['Job', 'JobButtons']
 
 # %% ../../nbs/support/widgets/job.ipynb #9c4329a5
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 from weakref import WeakSet
 
 import ipywidgets as widgets
@@ -17,7 +17,7 @@ from .base import Explorer
 # %% ../../nbs/support/widgets/job.ipynb #b2147faa
 class Job:
     """Pausable job in an explorer's worker: between two of its steps it can be paused and continued,
-    or stopped for good."""
+    or stopped for good. One job runs at a time: starting it pauses the others."""
 
     _all: ClassVar["WeakSet[Job]"] = WeakSet()
 
@@ -25,11 +25,9 @@ class Job:
         self,
         owner: Explorer,  # in whose worker it runs, and who draws it
         work: Iterator,   # a step at each `next`
-        subject: Any,     # what no two jobs may work on at a time
     ):
         self.owner = owner
         self.work = self._watch(work)
-        self.subject = subject
         self.wanted = "ready"  # the reader's word
         self.ended = ""        # the worker's word, which is the last
         self._all.add(self)
@@ -56,7 +54,7 @@ class Job:
         if self.state not in ("ready", "paused"):
             return
         for other in list(self._all):
-            if other.subject is self.subject and other.state == "running":
+            if other is not self and other.state == "running":
                 other.halt("paused")
                 other.owner.wait()  # its last step must be over before ours begins
         self.wanted = "running"

@@ -19,7 +19,7 @@ from ..engine import SamplingParams, sampling_logits
 from ..viz import PALETTE, new_figure
 from .base import static_file
 from .tokens import token_name
-from ..writing import next_logits, prompt_ids
+from ..writing import next_logits, prompt_ids, text_settings
 
 # %% ../../nbs/support/widgets/next_token.ipynb #234626aa
 class NextToken(NamedTuple):
@@ -74,8 +74,8 @@ def plot_next_token(
     **sampling,        # temperature, top_k, …: see SamplingParams
 ) -> Figure:
     "Next-token probabilities as bars: what the model says, and what is drawn from."
-    params = SamplingParams(**sampling)
     ids = prompt_ids(model, tokenizer, prompt)
+    params = SamplingParams(**text_settings(model, tokenizer, **sampling))
     logits = next_logits(model, ids)
     rows = next_token_rows(logits, tokenizer, params, ids, n)
     before = [row.before for row in rows]

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 
-from ..checkpoint import load_model
+from ..chat import Prompt
 from ..engine import SamplingParams
-from ..pretrained import from_pretrained
+from ..pretrained import load_any
 from ..sources import project_root
 from .base import Explorer, text_box
 from .next_token import NextTokenBars
 from .text import Draft, Drafts, WrittenText
 from .tokens import token_name
-from ..writing import next_logits, prompt_ids
+from ..writing import next_logits, prompt_ids, text_settings
 
 # %% ../../nbs/support/widgets/playground.ipynb #80aad3d3
 SAMPLERS = {  # sliders: parameter of SamplingParams: start, lowest, highest, step, name in the page
@@ -70,8 +70,7 @@ def open_model(
     if not path.is_dir():
         kinds = "a run, a checkpoint or a Hugging Face folder"
         raise FileNotFoundError(f"{folder} is no folder: give {kinds}.")
-    is_hugging_face = (path / "config.json").is_file()
-    model, tokenizer = from_pretrained(path) if is_hugging_face else load_model(path)
+    model, tokenizer = load_any(path)
     if tokenizer is None:
         remedy = "load both yourself, and call Playground(model, tokenizer)"
         raise ValueError(f"{folder} holds a model but no tokenizer: {remedy}.")
@@ -119,6 +118,13 @@ class Playground(Explorer):
         sliders = _make_sliders()
         controls: dict[str, Any] = {
             "prompt": text_box(prompt, "prompt", "4.5em"),
+            "chat": widgets.Checkbox(
+                False,
+                description="chat",
+                tooltip="The prompt is what a person says to a chat model",
+                indent=False,
+                layout={"width": "6em"},
+            ),
             **sliders,
             "length": widgets.IntSlider(
                 max_new_tokens,
@@ -132,9 +138,9 @@ class Playground(Explorer):
             ),
         }
         controls["prompt"].observe(lambda _: self._select_none(), "value")
-        super().__init__(controls, self._arrange(controls), ("prompt", *sliders))
+        super().__init__(controls, self._arrange(controls), ("prompt", "chat", *sliders))
         self.output.observe(lambda _: self.redraw(), "selected")
-        self.bars.on_msg(lambda _, message, __: self._chosen(message))
+        self.bars.on_msg(self._chosen)
         self.wait()  # the first bars belong to the cell
 
     def _button(self, name: str, tooltip: str, act: Callable[[], None]) -> widgets.Button:
@@ -148,7 +154,7 @@ class Playground(Explorer):
         penalties = ("typical_p", "repetition_penalty", "frequency_penalty", "length")
         right = [controls[name] for name in penalties]
         columns = [widgets.VBox(column, layout={"flex": "1 1 20em"}) for column in (left, right)]
-        buttons = [self.generate, self.stop, self.undo, controls["seed"]]
+        buttons = [self.generate, self.stop, self.undo, controls["chat"], controls["seed"]]
         wrap = {"flex_flow": "row wrap"}
         return [
             controls["prompt"],
@@ -156,6 +162,12 @@ class Playground(Explorer):
             widgets.HBox(buttons, layout=wrap),
             widgets.HBox([self.output, self.bars], layout=wrap),
         ]
+
+    @property
+    def prompt(self) -> Prompt:
+        "The text to continue; with the box «chat», what a person says."
+        text = self.values["prompt"]
+        return [{"role": "user", "content": text}] if self.values["chat"] else text
 
     def _select_none(self) -> None:
         self.output.selected = -1
@@ -168,7 +180,8 @@ class Playground(Explorer):
         place = self._look()
         if self._asked is None or self._asked[0] != place.context:
             self._asked = (place.context, next_logits(self.model, place.context))
-        params = SamplingParams(**_sampling(self.values))
+        settings = text_settings(self.model, self.tokenizer, **_sampling(self.values))
+        params = SamplingParams(**settings)
         shown = (place.ids, place.here, place.title, place.name)
         self.bars.show(self._asked[1], self.tokenizer, params, *shown)
 
@@ -179,7 +192,7 @@ class Playground(Explorer):
             at = self.output.selected
             name = self.drafts.place
         if draft is None or not 0 <= at <= len(draft.tokens):
-            ids = prompt_ids(self.model, self.tokenizer, self.values["prompt"])
+            ids = prompt_ids(self.model, self.tokenizer, self.prompt)
             return _Place(ids, ids, -1, "What may follow the prompt", name)
         here = -1
         title = "What may follow the text"
@@ -188,6 +201,12 @@ class Playground(Explorer):
             token = token_name(self.tokenizer, here)
             title = f"Token {at + 1:,}: what may stand in place of {token}"
         return _Place(draft.before(at), draft.context(at), here, title, name)
+
+    def close(self) -> None:
+        "Let go of the page, and of all that is held for it."
+        if hasattr(self, "worker"):
+            self.bars.on_msg(self._chosen, remove=True)
+        super().close()
 
     def write(self) -> None:
         "Write a text with the controls as they stand; the next press takes the next seed."
@@ -214,7 +233,7 @@ class Playground(Explorer):
             self.redraw()
 
     def _new_draft(self) -> Draft:
-        return Draft(self.model, self.tokenizer, self.values["prompt"])
+        return Draft(self.model, self.tokenizer, self.prompt)
 
     def _begin(self, make: Callable[[], Draft], force_tokens: Iterable[int] = ()) -> None:
         "Write into the version that `make` makes."
@@ -236,7 +255,7 @@ class Playground(Explorer):
         self.controls["seed"].value += 1
         self.worker.start(writing=stream)
 
-    def _chosen(self, message: dict) -> None:
+    def _chosen(self, _: NextTokenBars, message: dict, __: list) -> None:
         "A row was chosen in the page; nothing happens if the bars were of another place by then."
         if message.get("place") == self.drafts.place and "choose" in message:
             self.choose(message["choose"])

@@ -17,10 +17,12 @@ import ipywidgets as widgets
 import torch
 import traitlets
 
+from ..chat import Prompt, prompt_text, text_ids
 from ..engine import slide_window
+from ..streams import StreamDecoder
 from ..viz_text import level_names, probability_level, show_token
 from .base import static_file
-from ..writing import GeneratedToken, generate_tokens, prompt_ids
+from ..writing import GeneratedToken, generate_tokens, prompt_ids, text_settings
 
 # %% ../../nbs/support/widgets/text.ipynb #5d358b05
 def _chance(p: float) -> str:
@@ -57,32 +59,35 @@ class Spelling:
 
     def __init__(
         self,
-        tokenizer: Any,  # any tokenizer of the course
+        tokenizer: Any,             # any tokenizer of the course
+        before: Iterable[int] = (), # the ids that stand before the first token
     ):
         self.tokenizer = tokenizer
+        self.decoder = StreamDecoder(tokenizer, before)
         self.tokens: list[GeneratedToken] = []
         self.rows: list[list] = []  # of the tokens that are spelled: text, level, details
 
     def add(self, token: GeneratedToken) -> None:
         "Take in a token, and show it as soon as it makes whole characters, as `decode_stream` does."
+        if self.tokens and self.decoder.ends_run(self.tokens[-1].id, token.id):
+            self._spell(self.decoder.finish())
         self.tokens.append(token)
-        self._spell()
+        text = self.decoder.add(token.id)
+        if text:
+            self._spell(text)
 
     def finish(self) -> None:
         "Show the tokens that still wait: no other will come."
-        self._spell(anyway=True)
+        text = self.decoder.finish()
+        if text and len(self.rows) == len(self.tokens):  # half a character of the last one
+            self.rows[-1][0] += text
+        self._spell(text)
 
-    def _decode(self, n: int) -> str:
-        return self.tokenizer.decode([token.id for token in self.tokens[:n]])
-
-    def _spell(self, anyway: bool = False) -> None:
+    def _spell(self, text: str) -> None:
         n_spelled = len(self.rows)
         waiting = self.tokens[n_spelled:]
-        text = self._decode(len(self.tokens))[len(self._decode(n_spelled)) :]
-        is_whole = text != "" and not text.endswith("\ufffd")
-        if is_whole or anyway:
-            for k, token in enumerate(waiting, 1):
-                self.rows.append(_word(n_spelled + k, token, text, k, len(waiting)))
+        for k, token in enumerate(waiting, 1):
+            self.rows.append(_word(n_spelled + k, token, text, k, len(waiting)))
 
 # %% ../../nbs/support/widgets/text.ipynb #104b58f9
 class Draft:
@@ -93,14 +98,15 @@ class Draft:
         self,
         model: Any,                           # what can be generated from
         tokenizer: Any,                       # the one that it was trained with
-        prompt: str,
+        prompt: Prompt,                       # a text, or the messages of a conversation
         kept: Iterable[GeneratedToken] = (),  # tokens of the version before
         views: Iterable[int] = (),            # how many ids were in view at each of these
     ):
         self.model = model
         self.prompt = prompt
         self.ids = prompt_ids(model, tokenizer, prompt)
-        self.spelling = Spelling(tokenizer)
+        self.prompt_text = prompt_text(tokenizer, prompt)
+        self.spelling = Spelling(tokenizer, text_ids(tokenizer, prompt))
         for token in kept:
             self.spelling.add(token)
         self.views = list(views)
@@ -146,16 +152,11 @@ class Draft:
     ) -> Iterator[GeneratedToken]:
         "The tokens that write on from here; they are not yet added."
         self.seed = seed
-        stop_ids = {self.spelling.tokenizer.eos_id} - {None}
-        return generate_tokens(
-            self.model,
-            self.before(self.start),
-            length,
-            stop_ids=stop_ids,
-            force_tokens=force_tokens,
-            generator=torch.Generator().manual_seed(seed),
-            **sampling,
-        )
+        tokenizer = self.spelling.tokenizer
+        settings = text_settings(self.model, tokenizer, force_tokens=force_tokens, **sampling)
+        generator = torch.Generator().manual_seed(seed)
+        before = self.before(self.start)
+        return generate_tokens(self.model, before, length, generator=generator, **settings)
 
     def status(self) -> str:
         "How long a text is, how well the model could foresee it, and how it ended."
@@ -233,7 +234,7 @@ class Drafts:
             if draft is not self.now:
                 return
             self.page.writing = writing
-            self.page.prompt = draft.prompt if draft else ""
+            self.page.prompt = draft.prompt_text if draft else ""
             self.page.status = draft.status() if draft else ""
             rows = list(draft.spelling.rows) if draft else []
             if draft and not writing:
@@ -265,10 +266,14 @@ class Drafts:
             ended = "ended at its length" if is_full else "ended by itself"
             if redraw:
                 redraw()
-        except Exception:
+        except GeneratorExit:  # nobody asks for more
+            raise
+        except BaseException:
             ended = "broken off by an error"
             raise
         finally:
             draft.ended = ended
-            draft.spelling.finish()
-            self.show(draft, writing=False)
+            try:
+                draft.spelling.finish()
+            finally:  # an error here, too, ends the writing
+                self.show(draft, writing=False)

@@ -7,7 +7,6 @@ __all__ = ['replay_merges', 'Token', 'read_tokens', 'token_name', 'TokenizerExpl
 
 # %% ../../nbs/support/widgets/tokens.ipynb #e2c226d1
 from bisect import bisect_right
-from collections.abc import Iterator
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import ipywidgets as widgets
 import traitlets
 
 from ..bpe import BPETokenizer
-from ..interface import decode_stream
+from ..streams import StreamDecoder, token_text
 from ..texts import special_pattern, split_pieces
 from ..viz_text import show_token
 from .base import Explorer, static_file, text_box
@@ -102,17 +101,17 @@ def read_tokens(
     ids = tokenizer.encode(text)
     if _has_merges(tokenizer):
         return [Token(i, tokenizer.vocab[i]) for i in ids]
+    decoder = StreamDecoder(tokenizer)
     tokens = []
-    group = []  # what decode_stream has taken and not yet given back as text
-
-    def reading() -> Iterator[int]:
-        for i in ids:
-            group.append(i)
-            yield i
-
-    for piece in decode_stream(tokenizer, reading()):
-        tokens += _split_group(group, piece)
-        group.clear()
+    group = []  # what the decoder has taken and not yet given back as text
+    for i, after in zip(ids, [*ids[1:], None]):
+        group.append(i)
+        part = decoder.add(i)
+        if after is None or decoder.ends_run(i, after):
+            part += decoder.finish()
+        if part:
+            tokens += _split_group(group, part)
+            group = []
     return tokens + [Token(i, b"") for i in group]  # what decodes to nothing
 
 # %% ../../nbs/support/widgets/tokens.ipynb #90962929
@@ -123,7 +122,7 @@ def token_name(
     "Token text by id, white space visible; `⟨id 7⟩` for what is no text by itself."
     if _has_merges(tokenizer) and i in tokenizer.vocab:
         return show_token(tokenizer.vocab[i])
-    text = tokenizer.decode([i]) if i < tokenizer.vocab_size else "\ufffd"
+    text = token_text(tokenizer, i)
     return f"⟨id {i}⟩" if "\ufffd" in text else show_token(text)
 
 # %% ../../nbs/support/widgets/tokens.ipynb #43ee2b69

@@ -179,7 +179,7 @@ class TrainingDashboard(Explorer):
         self.sample_every = sample_every or max(1, config.max_steps // 10)
         self.sampled = (model, tokenizer, max_new_tokens, config.seed)
         steps = train(model, batches, config, optimizer, valid, start_step)
-        self.job = Job(self, self._work(steps), model)
+        self.job = Job(self, self._work(steps))
         self.buttons = JobButtons(self.job)
         self.view = _TrainingView()
         self.texts = widgets.HTML(layout={"max_height": "16em", "overflow": "auto"})
