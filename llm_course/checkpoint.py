@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from .context import pick_device, unwrap
+from .context import unwrap
+from .devices import pick_device
 from .files import atomic_folder, check_sums, sync_folder, tidy_folder, write_sums
 from .formats import load_tokenizer
 from .gpt import GPT

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from .chat import Prompt
 from .config import RunConfig, flat_settings, load_config
-from .context import pick_device
 from .cost import parameter_count
 from .dataloader import Batches
+from .devices import pick_device
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_range', 'check_input', 'forward_context', 'empty_cache', 'CausalLM', 'unwrap', 'evaluating', 'widest_float',
-           'device_of', 'pick_device', 'place']
+           'device_of']
 
 # %% ../nbs/05d_context.ipynb #05d-imports
 from collections.abc import Iterator
@@ -258,27 +258,3 @@ def device_of(
     "Device of a model's weights; the CPU where it has none."
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-# %% ../nbs/05d_context.ipynb #05d-pick
-def pick_device(
-    name: str,  # as a setting has it: "auto", or as torch names it
-) -> str:
-    """Device of a name: for `auto` the first GPU of CUDA where there is one, else the CPU.
-    ValueError for a name that torch does not know."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device {name!r} is unknown: give cpu, cuda, mps or auto.") from None
-    return name
-
-
-def place(
-    model: nn.Module,  # it is moved, unless the name is `auto`
-    name: str,  # as a setting has it
-) -> torch.device:  # where the model then is
-    "Placement of a model: on the device of a name, for `auto` where it is already."
-    if name != "auto":
-        model.to(name)
-    return device_of(model)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
-from .context import pick_device
 from .cost import peak_flops
 from .dataloader import Batches
+from .devices import pick_device
 from .files import atomic_file
 from .gpt import GPT
 from .measure import StepMetrics, has_risen

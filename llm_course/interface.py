@@ -123,17 +123,6 @@ class Tokenizer(ABC):
             )
         return ids
 
-    def _existing(self, ids: Iterable[int]) -> list[int]:
-        ids = _whole_numbers(ids)
-        unknown = [i for i in set(ids) if not self.has_id(i)]
-        if unknown:
-            but = f", but for {len(self.gaps)} gaps" if self.gaps else ""
-            raise ValueError(
-                f"id {min(unknown)} is outside this vocabulary (0 to {self.vocab_size - 1}{but}): "
-                "decode with the tokenizer that made it."
-            )
-        return ids
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
         Raises ValueError for an id that does not exist."""

@@ -10,7 +10,7 @@ import os
 import torch
 from .choices import default_d_ff
 from .config import RunConfig
-from .context import pick_device
+from .devices import pick_device
 from .engine import SamplingParams
 from .model_config import GPTConfig
 from .settings import TrainConfig

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .bpe import BPETokenizer
 from .checkpoint import load_model
-from .context import pick_device, unwrap
+from .context import unwrap
+from .devices import pick_device
 from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer, read_foreign, to_hf

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .checkpoint import find_model
 from .config import AUTO, SCALED, RunConfig, flat_settings, load_config, read_settings
-from .context import pick_device
+from .devices import pick_device
 from .gpt import GPT
 from .hfconfig import config_from_hf, read_json
 from .preflight import check_device, check_sampling

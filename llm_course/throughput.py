@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from .block import MLP
 from .clipping import clip_grad_norm, grad_norm
-from .context import check_range, device_of, place
+from .context import check_range, device_of
+from .devices import place
 from .learning import cross_entropy
 from .optim import make_optimizer
 from .packing import Batch

@@ -11,7 +11,7 @@ from itertools import islice
 
 from torch import nn
 
-from .context import place
+from .devices import place
 from .measure import Meter, StepMetrics, evaluate, fixed_batches, is_time_to_evaluate
 from .optim import make_optimizer
 from .packing import Batch
