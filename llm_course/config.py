@@ -7,26 +7,20 @@ __all__ = ['AUTO', 'SCALED', 'OF_A_CHECKPOINT', 'CorpusConfig', 'TokenizerConfig
            'RunConfig', 'read_settings', 'load_config', 'flat_settings', 'base_yaml']
 
 # %% ../nbs/90a_config.ipynb #90a0c002
-import yaml
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from .engine import SamplingParams
-from .model_config import GPTConfig
-from llm_course.settings import (
-    AT_LEAST_0,
-    AT_LEAST_1,
-    SEED,
-    TrainConfig,
-    check_numbers,
-    whole_number,
-)
-from .sources import project_root
-from .strangers import short
-from .texts import PATTERNS
-from .values import build, nearest_name, parse_yaml, read_value, setting_types
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from .engine import SamplingParams
+from .model_config import GPTConfig
+from .settings import AT_LEAST_0, AT_LEAST_1, SAMPLES, SEED, TrainConfig, check_numbers
+from .sources import project_root
+from .texts import PATTERNS
+from .values import build, nearest_name, parse_yaml, read_value, setting_types
 
 # %% ../nbs/90a_config.ipynb #2c796087
 @dataclass
@@ -113,13 +107,9 @@ class EvalConfig:
     seed: int = 0                     # of what is written
 
     def __post_init__(self):
-        rules = {
-            "documents": AT_LEAST_1,
-            "stories": whole_number(1, 100_000),
-            "show": whole_number(0, 100_000),
-            "seed": SEED,
-        }
+        rules = {"documents": AT_LEAST_1, "stories": AT_LEAST_1, "seed": SEED}
         check_numbers(self, rules, section="eval.")
+        check_numbers(self, dict.fromkeys(("stories", "show"), SAMPLES), section="eval.")
         if not self.temperatures:
             raise ValueError("eval.temperatures is empty: give one at least, such as [0.8].")
         for temperature in self.temperatures:
@@ -168,7 +158,7 @@ def _check_key(name: str, value: Any, origin: str) -> None:
     if name not in known:
         near = nearest_name(name, known)
         hint = f"did you mean {near!r}?" if near else "configs/base.yaml lists them all."
-        raise ValueError(f"{origin} has the unknown key {short(name)}; {hint}")
+        raise ValueError(f"{origin} has the unknown key {name!r}; {hint}")
     if known[name] is None and not isinstance(value, dict):
         inside = next(key for key in known if key.startswith(f"{name}."))
         raise ValueError(
@@ -229,7 +219,7 @@ def _read_yaml(path: Path, seen: tuple = ()) -> dict[str, Any]:
     if parent is None:
         return settings
     if not isinstance(parent, str) or not parent:
-        raise ValueError(f"{path} extends {short(parent)}; it must be the name of one file.")
+        raise ValueError(f"{path} extends no file: give extends the name of one.")
     return _read_yaml(path.parent / parent, (*seen, path.resolve())) | settings
 
 # %% ../nbs/90a_config.ipynb #ec489ba7

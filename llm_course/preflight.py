@@ -7,7 +7,13 @@ __all__ = ['check_device', 'check_memory', 'check_step', 'check_sampling', 'pref
 
 # %% ../nbs/90i_preflight.ipynb #90i0p003
 import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
+
 from .choices import default_d_ff
 from .config import RunConfig
 from .devices import pick_device
@@ -15,10 +21,6 @@ from .engine import SamplingParams
 from .model_config import GPTConfig
 from .settings import TrainConfig
 from .strangers import machine_memory
-from matplotlib.backend_bases import FigureCanvasBase
-from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any
 
 # %% ../nbs/90i_preflight.ipynb #90i0p005
 def check_device(

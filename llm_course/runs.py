@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, islice
+from pathlib import Path
+
 from .bpe import BPETokenizer
 from .checkpoint import load_model, save_checkpoint
 from .config import RunConfig, flat_settings
@@ -28,7 +30,6 @@ from .sources import load_documents, project_root
 from .text_files import Skipped
 from .tokenfiles import TokenDataset, read_meta
 from .track import metrics_line, read_metrics
-from pathlib import Path
 
 # %% ../nbs/90b_runs.ipynb #5d6888b4
 def is_tales(
@@ -183,8 +184,7 @@ def _facts_of(folder: Path, tokenizer) -> dict:
 
 
 def _check_tokenizer(folder: Path, tokenizer, wanted: dict) -> str | None:
-    """The text that a tokenizer was trained on, if its folder names it. ValueError where it is not
-    of the settings, or of the text, that are wanted."""
+    "The text of a tokenizer, where known. ValueError where it or a setting is not as wanted."
     facts = _facts_of(folder, tokenizer)
     for name, value in wanted.items():
         if facts.get(name, value) == value:
