@@ -327,7 +327,7 @@ def in_kernel(path):
     return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("path", map(in_kernel, NOTEBOOKS))
+@pytest.mark.parametrize("path", [in_kernel(path) for path in NOTEBOOKS])
 def test_real_kernel(path, monkeypatch):
     if CHROMIUM is not None and path in IN_BROWSER:
         pytest.skip("tests/test_browser.py runs it in JupyterLab in Chromium")
