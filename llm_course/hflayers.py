@@ -160,7 +160,7 @@ def repeated(
 
 
 def _read_rope_pattern(hf: dict, n_layers: int) -> str:
-    "A letter for each layer: SmolLM3 lists its layers, or leaves every so-manieth without RoPE."
+    "A letter for each layer: SmolLM3 lists its layers, or leaves every n-th without RoPE."
     listed = hf.get("no_rope_layers")
     if listed:
         return "".join("NR"[bool(turned)] for turned in listed[:n_layers])
