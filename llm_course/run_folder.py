@@ -116,7 +116,7 @@ def _valid_loss(checkpoint: Path) -> float:
     "The validation loss that a checkpoint was saved with; infinity where there is none."
     try:
         loss = read_config(checkpoint).get("valid_loss")
-    except ValueError:
+    except (FileNotFoundError, ValueError):  # it may have been deleted just now
         return math.inf
     return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
 
@@ -138,7 +138,8 @@ def checkpoint_to_use(
     or its latest where none knows its loss. FileNotFoundError, ValueError as
     `resolve_checkpoint`."""
     latest = resolve_checkpoint(folder)
-    return best_checkpoint(folder) or latest
+    run = folder if list_checkpoints(folder) else waiting_run(folder)
+    return best_checkpoint(run) or latest
 
 # %% ../nbs/07d_run_folder.ipynb #717998fa
 def remove_checkpoint(
