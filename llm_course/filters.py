@@ -43,7 +43,7 @@ def check_number(
 # %% ../nbs/08d_filters.ipynb #4e626b9c
 def check_ids(
     name: str,                 # what the caller calls them
-    ids: Iterable[int],        # several ids, in a list, a tensor, a range, …
+    ids: Iterable[int] | Tensor,  # several ids, in a list, a tensor, a range, …
     vocab_size: int = 2**31,   # V: ids go from 0 to V - 1
 ) -> list[int]:                # the same ids
     "Argument check: ValueError where these are not several ids of the vocabulary."

@@ -205,7 +205,7 @@ def read_prompt(
         return ""
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8").removesuffix("\n")
+        return data.decode("utf-8").removeprefix("\ufeff").removesuffix("\n")
     except UnicodeDecodeError as error:
         bad = f"byte {error.start} is 0x{data[error.start]:02x}"
         raise ValueError(f"standard input is not UTF-8 text: {bad}.") from None
