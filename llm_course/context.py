@@ -46,7 +46,7 @@ def check_range(
             )
 
 
-def _check_ids(ids: Any, vocab_size: int) -> None:
+def _check_ids(ids: Any) -> None:
     "TypeError or ValueError for what is no row of ids."
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a tensor, not {type(ids).__name__}: write torch.tensor(ids).")
@@ -57,7 +57,6 @@ def _check_ids(ids: Any, vocab_size: int) -> None:
             f"ids must be (B, T) with at least one token, not {tuple(ids.shape)}; "
             "write ids[None] for a single row."
         )
-    check_range("ids", ids, vocab_size)
 
 
 def check_input(
@@ -68,7 +67,9 @@ def check_input(
     n_new_tokens: Tensor | None,  # (B,) int
 ) -> None:
     "Check of a model's input. ValueError for what it cannot place, TypeError for what are no ids."
-    _check_ids(ids, config.vocab_size)
+    _check_ids(ids)
+    if cache is None:  # a step of generation asks for no more: its ids are the model's own
+        check_range("ids", ids, config.vocab_size)
     if document_ids is not None and document_ids.shape != ids.shape:
         raise ValueError(
             f"document_ids are {tuple(document_ids.shape)} but ids are {tuple(ids.shape)}; "

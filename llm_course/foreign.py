@@ -116,8 +116,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._names = {i: token for token, i in self.special_ids.items()}
         self.vocab_size = max(n_pieces, *(i + 1 for i in self._names))
         if self.vocab_size > 2 * n_pieces + 1000:
-            ids = f"ids up to {self.vocab_size - 1}, and the model has {n_pieces} tokens"
-            raise ValueError(f"the added tokens have {ids}: they do not belong together.")
+            raise ValueError(f"no model has an added token {self.vocab_size - 1}: take its own files.")
         self.gaps = frozenset(range(n_pieces, self.vocab_size)).difference(self._names)
         self.marks = sentencepiece_marks(self._sp)
 
@@ -218,7 +217,8 @@ class HFTokenizer(Tokenizer):
         processor = self._hf.post_processor
         in_front = ids_in_front(json.loads(processor.__getstate__()) if processor else None)
         eos_id = None if eos_token is None else self._hf.token_to_id(eos_token)
-        self.marks = replace(TextMarks.around(eos_id), begin_ids=in_front, bos_id=None)
+        bos_id = next(iter(in_front), None)
+        self.marks = replace(TextMarks.around(eos_id), begin_ids=in_front, bos_id=bos_id)
         ids = self._hf.get_vocab(with_added_tokens=True).values()
         self.vocab_size = 1 + max(ids, default=-1)
         if not len(ids) <= self.vocab_size < 2 * len(ids) + 1000:

@@ -201,7 +201,8 @@ def read_windows(
         problems.append(f"layer_types={short(listed)} with sliding_window={short(window)}")
     settings = {"sliding_window": window if "S" in windows else None}
     settings["variant.rope_pattern"] = repeated_unit(ropes[:n_layers])
-    settings["variant.window_pattern"] = repeated_unit(windows) if "S" in windows else "S"
+    if "S" in windows or "variant.local_rope_theta" in family.choices:
+        settings["variant.window_pattern"] = repeated_unit(windows)
     return settings
 
 

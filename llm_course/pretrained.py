@@ -211,21 +211,13 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-_THEIR_CLASSES = {  # kind → what transformers calls it
-    "bpe": "PreTrainedTokenizerFast",
-    "hf": "PreTrainedTokenizerFast",
-    "sentencepiece": "LlamaTokenizer",
-}
-
-
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     "Our own files, from which the equal tokenizer is read, and those that transformers reads."
     tokenizer.write(folder)
     if isinstance(tokenizer, BPETokenizer):
         to_hf(tokenizer, folder / "tokenizer.json")
-    if tokenizer.kind in _THEIR_CLASSES:  # characters are for this course alone
-        facts = tokenizer_config(tokenizer, _THEIR_CLASSES[tokenizer.kind])
-        _write_json(folder / "tokenizer_config.json", facts)
+    if tokenizer.kind != "char":  # characters are for this course alone
+        _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
     if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.added_tokens:
         _write_json(folder / "added_tokens.json", tokenizer.added_tokens)
 
@@ -239,8 +231,9 @@ def to_pretrained(
     `transformers.AutoModelForCausalLM` loads with the same logits. ValueError where no family
     expresses the model, or its parts were replaced. The folder appears whole or not at all.
 
-    Needs memory for one more copy of the weights. `AutoTokenizer` reads a BPETokenizer and an
-    HFTokenizer; the other kinds are for this course alone."""
+    Needs memory for one more copy of the weights. `AutoTokenizer` reads all kinds but a
+    CharTokenizer. What it does not put in front of a text is the end-of-text of the course's own
+    BPETokenizer: begin with its `bos_token`."""
     check_parts(model)
     inner: Any = unwrap(model)
     config, weights = _one_epsilon(inner)

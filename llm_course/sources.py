@@ -36,12 +36,8 @@ def project_root() -> Path:
 def _forms(files: list[Path], skipped: Skipped) -> Iterator[tuple[Path, str]]:
     "The files that seem to hold text, each with its form."
     for path in files:
-        try:
-            form = form_of(path)
-        except NoText as error:
-            skipped.refuse(path, error)
-        else:
-            yield path, form
+        with skipped.passing_over(path):
+            yield path, form_of(path)
 
 
 def _of_file(path: Path, form: str, whole: bool, column: str | None, skipped: Skipped) -> Iterator[str]:
@@ -55,22 +51,14 @@ def _of_file(path: Path, form: str, whole: bool, column: str | None, skipped: Sk
 
 
 def _of_files(files: list[Path], column: str | None, skipped: Skipped) -> Iterator[str]:
-    "The documents of all files that hold any; the first refusal where none does."
+    "The documents of all files that hold any. An error behind a file's first document is raised."
     forms = _forms(files, skipped)
     first = list(islice(forms, 2))
-    empty = True
     for path, form in chain(first, forms):
         documents = _of_file(path, form, len(first) > 1, column, skipped)
-        try:
-            beginning = list(islice(documents, 1))
-        except NoText as error:
-            skipped.refuse(path, error)
-            continue
-        empty = False
-        yield from beginning
-        yield from documents
-    if empty and skipped.refusal is not None:
-        raise skipped.refusal
+        with skipped.passing_over(path):
+            yield from islice(documents, 1)
+        yield from documents  # none, where the file was passed over
 
 
 def _file_documents(source: str, column: str | None, skipped: Skipped) -> Iterator[str]:
@@ -202,12 +190,15 @@ def _valid_part(documents: Iterable[str]) -> Iterator[str]:
 _PARTS = {None: iter, "train": _train_part, "valid": _valid_part}
 
 # %% ../nbs/00b_sources.ipynb #1784eaca
-def _select(documents: Iterable[str], source: str, split: str | None) -> Iterator[str]:
+def _select(
+    documents: Iterable[str], source: str, split: str | None, skipped: Skipped
+) -> Iterator[str]:
     "The documents of a split that hold any text; ValueError where there is none."
     not_empty = (document for document in documents if document.strip())
     first = next(not_empty, None)
     if first is None:
-        raise ValueError(f"the corpus {source!r} is empty: it holds no text.")
+        empty = ValueError(f"the corpus {source!r} is empty: it holds no text.")
+        raise skipped.refusal or empty
     chosen = iter(_PARTS[split](chain([first], not_empty)))
     first = next(chosen, None)
     if first is None:
@@ -270,5 +261,5 @@ def load_documents(
     source = str(source)
     counted = Skipped() if skipped is None else skipped
     documents = _documents(source, column, (hub_config, hub_split), counted)
-    chosen = _select(documents, source, split)
+    chosen = _select(documents, source, split, counted)
     return _and_warn(chosen, source, counted) if skipped is None else chosen

@@ -14,10 +14,8 @@ from typing import Any
 from .interface import Tokenizer
 
 # %% ../nbs/01i_streams.ipynb #01i00014
-def _steps(decoder: dict | None) -> list[dict]:
+def _steps(decoder: dict) -> list[dict]:
     "The steps of a decoder as tokenizer.json describes it, those of inner sequences in their place."
-    if decoder is None:
-        return []
     if decoder["type"] != "Sequence":
         return [decoder]
     return list(chain.from_iterable(map(_steps, decoder["decoders"])))
@@ -31,7 +29,7 @@ class LibraryDecoder:
         library: Any,  # the tokenizers.Tokenizer
     ):
         decoder = library.decoder
-        steps = _steps(json.loads(decoder.__getstate__()) if decoder else None)
+        steps = _steps(json.loads(decoder.__getstate__())) if decoder else []
         kinds = [step["type"] for step in steps]
         after_fuse = steps[kinds.index("Fuse") :] if "Fuse" in kinds else []
         searched = [step["pattern"] for step in after_fuse if step["type"] == "Replace"]
@@ -39,11 +37,8 @@ class LibraryDecoder:
         self.is_local = all(len(pattern.get("String", "")) == 1 for pattern in searched)
         self.byte_of: dict[int, int] = {}  # byte fallback: id → byte
         if "ByteFallback" in kinds:
-            for byte in range(256):
-                for name in (f"<0x{byte:02X}>", f"<0x{byte:02x}>"):
-                    i = library.token_to_id(name)
-                    if i is not None:
-                        self.byte_of[i] = byte
+            ids = [library.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+            self.byte_of = {i: byte for byte, i in enumerate(ids) if i is not None}
 
 # %% ../nbs/01i_streams.ipynb #01i00005
 _KEPT = 8  # of the ids so many, or a few more, say how a text goes on

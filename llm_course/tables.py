@@ -21,7 +21,7 @@ from .text_files import NoText, Skipped, open_bytes, open_text
 
 # %% ../nbs/00e_tables.ipynb #7e00e005
 _LONGEST = 1 << 24  # characters of one row: it must fit the memory
-_BETWEEN = re.compile(r"[\s,\]]*")
+_BETWEEN: Any = re.compile(r"[\s,\]]*")
 
 
 def _json_rows(file: TextIO, path: Path) -> Iterator[Any]:
@@ -39,13 +39,15 @@ def _json_rows(file: TextIO, path: Path) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:  # perhaps it is not whole
             text = text[start:]
             end = 0
-            more = file.read(max(len(text), 1 << 20)) if len(text) < _LONGEST else ""
-            if not more and not text:
-                return
-            if not more:
+            room = max(0, _LONGEST - len(text))
+            more = file.read(min(room, max(len(text), 1 << 20)))
+            if more:
+                text += more
+            elif text:
                 why = getattr(error, "msg", "too long a number, or too many brackets")
                 raise ValueError(f"row {number} of {path} is no JSON ({why}): mend it.") from None
-            text += more
+            else:
+                return
         else:
             yield row
             number += 1
@@ -131,7 +133,7 @@ def text_column(
     """The column that holds the text: the one that was asked for, else 'text', else the only one
     with text. Raises NoText, naming the columns, where it is not there, or where several could be meant."""
     dicts = [row for row in rows if isinstance(row, dict)]
-    columns = list(dict.fromkeys(key for row in dicts for key in row))
+    columns = list(dict.fromkeys(chain(*dicts)))
     wanted = "text" if column is None else column
     if wanted in columns or not columns:
         return wanted

@@ -55,15 +55,18 @@ class Skipped:
         if name and len(names) < 3:
             names.append(name)
 
-    def refuse(
+    @contextmanager
+    def passing_over(
         self,
-        path: Path,     # among others
-        error: NoText,  # what opening or reading it raised
-    ) -> None:
-        "Count a file that holds no text."
-        if self.refusal is None or self.refusal.why == "without text":
-            self.refusal = error
-        self.add("file", error.why, path.name)
+        path: Path,  # a file, which is opened or read in the block
+    ) -> Iterator[None]:
+        "Leave the block, and count the file, where it turns out to hold no text."
+        try:
+            yield
+        except NoText as error:
+            if self.refusal is None or self.refusal.why == "without text":
+                self.refusal = error
+            self.add("file", error.why, path.name)
 
     def __bool__(self):
         return bool(self.counts)

@@ -5,7 +5,7 @@ import torch
 
 from llm_course.bpe import BPETokenizer
 from llm_course.chat import chat_ids
-from llm_course.checkpoint import load_model
+from llm_course.checkpoint import bundled_model, load_model
 from llm_course.cli import llm_generate
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
@@ -75,7 +75,8 @@ def test_the_bundled_model_gives_the_same_text_from_its_export(tmp_path, capsys)
     model, tokenizer = load_model()
     to_pretrained(tmp_path, model, tokenizer)
     texts = []
-    for folder in ([], ["--model", str(tmp_path)]):
-        assert llm_generate(["Once", "sample.temperature=0", "sample.max_new_tokens=20", *folder]) == 0
+    for folder in (bundled_model(), tmp_path):
+        words = ["Once", "--model", str(folder), "sample.max_new_tokens=20"]
+        assert llm_generate([*words, "sample.temperature=0"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]

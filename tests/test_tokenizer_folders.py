@@ -1,21 +1,26 @@
 """Other people's tokenizer folders, of six kinds: what `transformers` says of a text, we say too."""
 
+import io
 import json
 import pickle
 from types import SimpleNamespace
 
 import pytest
+import sentencepiece
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from llm_course.bpe import BPETokenizer
+from llm_course.evaluation import sample_stories
+from llm_course.foreign import HFTokenizer
 from llm_course.formats import fingerprint, load_tokenizer, to_hf
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
 from llm_course.packing import tokenize_documents
 from llm_course.pretrained import from_pretrained, to_pretrained
+from llm_course.sampling import generate_text
 from llm_course.text_marks import TextMarks, named_tokens
 from llm_course.tokenfiles import TokenDataset, write_tokens
 from llm_course.writing import document_ids, prompt_ids
@@ -140,13 +145,41 @@ def qwen(folder, model_type):
     write_json(folder / "tokenizer_config.json", facts)
     ids = dict(model_type=model_type, bos_token_id=280, eos_token_id=282, vocab_size=320)
     write_json(folder / "config.json", ids)
-    write_json(folder / "generation_config.json", dict(eos_token_id=[282, 280], pad_token_id=280))
+    ends = dict(eos_token_id=[282, 280], pad_token_id=280, bos_token_id=None)
+    write_json(folder / "generation_config.json", ends)
     return n, TextMarks(end_ids=(282, 280), pad_id=280, chat_template=CHATML)
+
+
+def sentencepiece_alone(folder):
+    "As Llama 2's chat models of old: tokenizer.model, and tokens that were added beside it."
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["once upon a time", "the cat sat"] * 50),
+        model_writer=model,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    n = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    write_json(folder / "added_tokens.json", {"<|im_end|>": n + 1, "<|im_start|>": n})
+    facts = dict(bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>", add_bos_token=True)
+    write_json(folder / "tokenizer_config.json", facts)
+    write_json(folder / "config.json", dict(model_type="llama", bos_token_id=1, eos_token_id=2))
+    return n + 2, TextMarks(begin_ids=(1,), end_ids=(n + 1, 2), unk_id=0, bos_id=1)
 
 
 KINDS = {
     "GPT-2": gpt2,
     "Llama 2": llama2,
+    "Llama 2, sentencepiece": sentencepiece_alone,
     "Llama 3": llama3,
     "Mistral": mistral,
     "Qwen 2": lambda folder: qwen(folder, "qwen2"),
@@ -219,3 +252,55 @@ def test_exported_and_read_again(made, tmp_path):
         ends = list(ours.marks.end_ids)
         assert facts["eos_token_id"] == (ends if len(ends) > 1 else ends[0])
         assert facts["pad_token_id"] == ours.marks.pad_id
+
+
+def test_every_end_ends_a_text():
+    tokenizer = BPETokenizer.train(CORPUS, 270)
+    tokenizer.marks = TextMarks(end_ids=range(269))  # all that a model may draw but one
+    model = model_of(269)
+    assert list(generate_text(model, tokenizer, "once", 9)) == []
+    assert sample_stories(model, tokenizer, 2) == ["", ""]
+
+
+def test_a_token_too_many(tmp_path):
+    n, _ = llama2(tmp_path, pad_token="[PAD]")
+    tokenizer = load_tokenizer(tmp_path)  # transformers adds it at the end, too
+    assert tokenizer.vocab_size == n + 1 and tokenizer.marks.pad_id == n
+    assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == n
+    model = model_of(n)
+    assert prompt_ids(model, tokenizer, "a cat")[0] == 1
+    with pytest.raises(ValueError, match=f"tokens and the model {n - 1}: load the tokenizer that"):
+        prompt_ids(model_of(n - 1), tokenizer)
+    folder = to_pretrained(tmp_path / "out", model, tokenizer)
+    assert from_pretrained(folder)[1] == tokenizer
+
+
+def test_a_text_with_a_token_too_many(tmp_path):
+    n, _ = llama2(tmp_path)
+    library = Library.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_tokens(["catnip"])  # no special token: it is found in every text
+    tokenizer = HFTokenizer(library, "</s>")
+    assert prompt_ids(model_of(n), tokenizer, "a cat")
+    with pytest.raises(ValueError, match=f"'catnip', token {n}, .* knows {n}: leave it out"):
+        prompt_ids(model_of(n), tokenizer, "a catnip")
+
+
+def test_the_course_s_own_tokenizers_are_as_before(tmp_path):
+    tokenizer = BPETokenizer.train(CORPUS, 270)
+    facts = json.loads(tokenizer.files()["tokenizer_kind.json"])
+    assert facts["format"] == 3 and "marks" not in facts
+    assert tokenizer.marks == TextMarks(begin_ids=(269,), end_ids=(269,), bos_id=269)
+    to_hf(tokenizer, tmp_path / "tokenizer.json")
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
+    assert load_tokenizer(tmp_path).eos_id == 269
+
+
+def test_other_templates_leave_the_ids(tmp_path):
+    tokenizer = BPETokenizer.train(CORPUS, 270)
+    tokenizer.marks = TextMarks(end_ids=(269,), chat_template="old")
+    before = fingerprint(tokenizer)
+    tokenizer.marks = TextMarks(end_ids=(269, 3), chat_template="new")
+    assert fingerprint(tokenizer) == before
+    tokenizer.marks = TextMarks(begin_ids=(3,), end_ids=(269,))
+    assert fingerprint(tokenizer) != before
+    assert load_tokenizer(tokenizer.save(tmp_path)).marks == tokenizer.marks
