@@ -194,8 +194,8 @@ def open_model(
         trained = None if is_hugging_face(folder) else build(RunConfig, own)
         return OpenModel(model, tokenizer, config, folder, args, trained)
 
-    path = find_model(None) if args.model is None else args.model
-    return read_whole(path, read, _folder_to_use)
+    where = find_model(None) if args.model is None else args.model
+    return read_whole(where, read, _folder_to_use)
 
 # %% ../nbs/90c_shell.ipynb #7fe80c19
 def read_prompt(
