@@ -117,7 +117,8 @@ class _WandB:
                 "track.wandb needs the package wandb: pip install 'llm_course[track]'."
             ) from None
         path = run / "wandb_id"
-        if start_step == 0 or not path.is_file():
+        is_new = start_step == 0 or not path.is_file()
+        if is_new:
             with atomic_file(path) as file:
                 file.write(uuid4().hex[:8].encode())
         known = path.read_text(encoding="ascii", errors="replace")
@@ -126,6 +127,8 @@ class _WandB:
         try:
             self.run = wandb.init(id=known, resume="allow", **settings)
         except Exception as error:  # no key, no network: W&B has kinds of its own
+            if is_new:
+                path.unlink()
             reason = shorten(str(error), 100).rstrip(".")
             raise ConnectionError(
                 f"W&B did not start ({reason}): give track.wandb_mode=offline, or log in by "
