@@ -236,7 +236,7 @@ def tokenizer_config(
     template: Any = marks.chat_template
     if marks.more_templates:
         all_of_them = {"default": template} | marks.more_templates
-        template = [{"name": name, "template": text} for name, text in all_of_them.items()]
+        template = [{"name": name, "template": text} for name, text in all_of_them.items() if text]
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(marks.begin_ids)}
     return facts | named | ({"chat_template": template} if template else {})
 

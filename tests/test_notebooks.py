@@ -1,5 +1,5 @@
-"""The notebooks are the source: exported, clean, in order, and every cell runs, in nbdev_test and in
-a real kernel; they open elsewhere, too."""
+"""The notebooks are the source: exported, clean, in order, and every cell runs, in nbdev_test and, where
+a widget is shown, in a real kernel; they open elsewhere, too."""
 
 import ast
 import copy
@@ -342,7 +342,13 @@ def kernel_environment(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@each_notebook
+def in_kernel(path):
+    "A kernel differs from nbdev_test where a widget is shown; the other notebooks take minutes."
+    needed = is_road(path) or shows_a_widget(path)
+    return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("path", [in_kernel(path) for path in NOTEBOOKS])
 def test_real_kernel(path, kernel_environment):
     if CHROMIUM is not None and path in IN_BROWSER:
         pytest.skip("tests/test_browser.py runs it in JupyterLab in Chromium")
