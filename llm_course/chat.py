@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .text_marks import marks_of
@@ -24,6 +25,16 @@ PLAIN_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 
 # %% ../nbs/08f_chat.ipynb #08f-environment
+class _Generation(Extension):
+    "The tag `generation`, which tells other libraries what an answer is: its content is written."
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _refuse(reason: str) -> None:
     "What a template calls where it cannot write a conversation down."
     raise TemplateError(reason)
@@ -31,7 +42,7 @@ def _refuse(reason: str) -> None:
 
 def _environment() -> ImmutableSandboxedEnvironment:
     "The sandbox that templates run in."
-    extensions = ["jinja2.ext.loopcontrols"]
+    extensions = ["jinja2.ext.loopcontrols", _Generation]
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=extensions
     )
@@ -68,6 +79,7 @@ def render_chat(
         f"{name}_token": "" if i is None else tokenizer.decode([i]) for name, i in ids.items()
     }
     facts = {"messages": check_messages(messages), "add_generation_prompt": True}
+    facts |= {"tools": None, "documents": None}  # not "undefined", which is another thing than none
     try:
         template = _environment().from_string(marks.chat_template or PLAIN_TEMPLATE)
         return template.render(**names, **facts)
@@ -117,16 +129,20 @@ def chat_ids(
     n_written = sum(len(special.findall(part)) for part in parts[::2])
     if len(special.findall(whole)) == n_written:  # no message holds one
         return tokenizer.encode(whole)
-    ids = []
-    plain = ""
+    runs = [["", ""]]  # a special token of the template, and the plain text up to the next one
     for n, part in enumerate(parts):
         for i, piece in enumerate([part] if n % 2 else special.split(part)):
             if i % 2 == 0:
-                plain += piece
+                runs[-1][1] += piece
             else:
-                ids += [*tokenizer.encode_ordinary(plain), tokenizer.special_ids[piece]]
-                plain = ""
-    return ids + tokenizer.encode_ordinary(plain)
+                runs.append([piece, ""])
+    ids = []
+    for mark, plain in runs:
+        if special.sub("", mark + plain) == plain:  # together: some marks take a space behind them
+            ids += tokenizer.encode(mark + plain)
+        else:
+            ids += tokenizer.encode(mark) + tokenizer.encode_ordinary(plain)
+    return ids
 
 # %% ../nbs/08f_chat.ipynb #08f-promptc
 Prompt = str | Sequence[Mapping]  # a text to continue, or the messages of a conversation

@@ -204,12 +204,12 @@ class HFTokenizer(Tokenizer):
         special_tokens: Iterable[str] = (),   # to be special; those that it lacks get the next ids
     ):
         "Raises ValueError for a file that the library cannot read, ImportError without it."
-        if isinstance(source, (str, Path)):
-            text = Path(source).read_text(encoding="utf-8")
-        else:
-            text = source.to_str()
+        is_path = isinstance(source, (str, Path))
+        text = Path(source).read_text(encoding="utf-8") if is_path else source.to_str()
         self._hf = _read_hf(text)
-        self._hf.add_special_tokens(list(special_tokens))
+        already = {t.content for t in self._hf.get_added_tokens_decoder().values() if t.special}
+        new = [token for token in special_tokens if token not in already]
+        self._hf.add_special_tokens(new)  # the others keep their flags, such as rstrip
         self._decoder = LibraryDecoder(self._hf)
         self._json = self._hf.to_str()  # equal tokenizers have equal text, however it was laid out
         added = sorted(self._hf.get_added_tokens_decoder().items())

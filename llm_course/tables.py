@@ -70,7 +70,7 @@ def _csv_rows(file: TextIO, path: Path, delimiters: str) -> Iterator[dict]:
     lines = _whole_lines(file, path)
     first = next(lines, "")
     delimiter = max(delimiters, key=first.count)
-    reader = csv.DictReader(chain([first], lines), delimiter=delimiter)
+    reader = csv.DictReader(chain([first], lines), delimiter=delimiter, strict=True)
     number = 0
     try:
         for number, row in enumerate(reader, 1):

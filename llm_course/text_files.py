@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -228,6 +229,28 @@ def _walk(folder: Path, skipped: Skipped) -> Iterator[Path]:
         yield from (Path(inside, name) for name in names if not name.startswith("."))
 
 
+def _fits(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    "Whether the names on the way to a file fit those of a pattern; `**` is any number of folders."
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_fits(names[i:], pattern[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def _matching(pattern: Path, skipped: Skipped) -> Iterator[Path]:
+    "The files that a pattern names. For `**` folders are walked: links may lead in circles."
+    parts = pattern.parts
+    if "**" not in parts:
+        yield from map(Path, glob(str(pattern)))
+        return
+    n = parts.index("**")
+    for root in glob(str(Path(*parts[:n]))):
+        for path in _walk(Path(root), skipped):
+            if _fits(path.relative_to(root).parts, parts[n:]):
+                yield path
+
+
 def corpus_files(
     source: str,       # a path, or a pattern such as "notes/**/*.md"
     skipped: Skipped,  # counts links to what is read anyway
@@ -236,7 +259,7 @@ def corpus_files(
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    found = _walk(path, skipped) if path.is_dir() else map(Path, glob(str(path), recursive=True))
+    found = _walk(path, skipped) if path.is_dir() else _matching(path, skipped)
     once = {}  # where a file really is → its first name
     for file in sorted(found):
         if not file.is_file():

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Library
 
 from llm_course.bpe import BPETokenizer
 from llm_course.chat import chat_ids
 from llm_course.checkpoint import bundled_model, load_model
 from llm_course.cli import llm_generate
+from llm_course.foreign import HFTokenizer
+from llm_course.formats import to_hf
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
 from llm_course.pretrained import to_pretrained
@@ -80,3 +84,17 @@ def test_the_bundled_model_gives_the_same_text_from_its_export(tmp_path, capsys)
         assert llm_generate([*words, "sample.temperature=0"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_marks_that_take_a_space_keep_to_it_beside_hostile_words(chatty, tmp_path):
+    library = Library.from_file(str(to_hf(chatty[1], tmp_path / "tokenizer.json")))
+    marks = ["<|user|>", "<|assistant|>", "<|end|>"]
+    library.add_special_tokens([AddedToken(mark, rstrip=True, special=True) for mark in marks])
+    tokenizer = HFTokenizer(library, "<|end|>")
+    lines = TEMPLATE.replace("|>", "|>\n")
+    tokenizer.marks = TextMarks(end_ids=tokenizer.marks.end_ids, chat_template=lines)
+    said = [TALK[0] | {"content": "the cat"}, *TALK]
+    ids = chat_ids(tokenizer, said)
+    first = tokenizer.encode("<|user|>the cat<|end|><|user|>")
+    assert ids[: len(first)] == first
+    assert tokenizer.decode(ids) == "<|user|>the cat<|end|><|user|>\nthe cat <|end|><|end|><|assistant|>"

@@ -304,3 +304,14 @@ def test_other_templates_leave_the_ids(tmp_path):
     tokenizer.marks = TextMarks(begin_ids=(3,), end_ids=(269,))
     assert fingerprint(tokenizer) != before
     assert load_tokenizer(tokenizer.save(tmp_path)).marks == tokenizer.marks
+
+
+def test_special_tokens_keep_their_flags(tmp_path):
+    llama2(tmp_path)
+    library = Library.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_special_tokens([AddedToken("<|end|>", rstrip=True, normalized=False)])  # as Phi-3's
+    library.save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "<|end|>", "unk_token": "<unk>"})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eos_id == 288
+    assert tokenizer.encode("a cat<|end|> \n") == tokenizer.encode("a cat<|end|>")
