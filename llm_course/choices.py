@@ -249,7 +249,8 @@ def _check_numbers(config: Any) -> None:
             raise ValueError(f"{name}={short(value)} must be {limits}.")
     d_head = config.d_head
     if type(d_head) is not int or not 0 <= d_head * config.n_heads <= 1 << 24:
-        raise ValueError(f"d_head={short(d_head)} must be a whole number; 0: d_model // n_heads.")
+        limits = "a whole number, 0 (d_model // n_heads) to 16,777,216 // n_heads"
+        raise ValueError(f"d_head={short(d_head)} must be {limits}.")
     if not isinstance(config.dropout, (int, float)) or not 0 <= config.dropout < 1:
         raise ValueError(f"dropout={short(config.dropout)} must be at least 0 and below 1.")
     for name, value in _given(config, _ABOVE_ZERO, _ABOVE_ZERO_OR_NONE):

@@ -29,8 +29,9 @@ from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
 from .gpt import GPT
 from .locks import lock_folder
+from .model_config import GPTConfig
 from .optim import make_optimizer
-from .preflight import preflight
+from .preflight import check_step, preflight
 from .report import report_tales, report_text
 from .resume import check_resume, data_facts, settle
 from .run_folder import resolve_checkpoint
@@ -43,6 +44,7 @@ from llm_course.runs import (
     is_tales,
     open_data,
     shown,
+    text_of,
     token_floor,
 )
 from .sampling import generate_text
@@ -126,10 +128,13 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
     "All parts of a training, when everything that can be checked has been."
     settings = config.train
     tokenizer, data, held_out = open_data(config)
+    if config.model.vocab_size not in (GPTConfig.vocab_size, tokenizer.vocab_size):
+        what = f"model.vocab_size={config.model.vocab_size}, and {tokenizer} decides it"
+        raise ValueError(f"{what}: leave it out, or give tokenizer.vocab_size.")
     config.model.vocab_size = tokenizer.vocab_size
     preflight(config)
     facts = data_facts(tokenizer, data, held_out)
-    text = f"{len(data):,} documents of {config.corpus.source}, {data.n_targets:,} targets"
+    text = f"{len(data):,} documents of {text_of(data, config)}, {data.n_targets:,} targets"
     print(f"data        {text}; {len(held_out):,} held out")
     if resume:
         for name, (was, now) in check_resume(resolve_checkpoint(run), config, facts).items():
@@ -142,6 +147,7 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
     sizes = (settings.batch_size, settings.seq_len)
     pack = partial(Batches, mask_documents=config.corpus.mask_documents)
     batches = pack(data, *sizes, seed=settings.seed)
+    check_step(settings, batches.batches_per_epoch)
     valid = pack(held_out, *sizes, epochs=1)
     return _Parts(tokenizer, data, model, optimizer, batches, valid, facts)
 
@@ -161,7 +167,8 @@ def _train(config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: boo
     say_epochs(epochs, settings.patience)
     rest = (parts.valid, start, parts.facts)
     stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
-    print_results(run, config, start, token_floor(config, parts.data))
+    floor = token_floor(config, parts.data)
+    print_results(run, config, start, floor, text_of(parts.data, config))
     return stopped
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
@@ -196,11 +203,11 @@ def llm_eval(
     """Measure a model: loss, perplexity, bits per byte; for Tales the distance to the floor and the
     share of valid stories."""
     parser = base_parser("llm_eval", llm_eval.__doc__)
-    model, tokenizer, config, folder, _ = open_model(parser, argv)
+    model, tokenizer, config, folder, _, trained = open_model(parser, argv)
     size = f"{parameter_count(model):,} parameters"
     print(f"model       {shown(folder)}, {size}, corpus {config.corpus.source}")
     if is_tales(config):
-        report_tales(model, tokenizer, config)
+        report_tales(model, tokenizer, config, trained)
     else:
         report_text(model, tokenizer, config)
 
@@ -213,7 +220,7 @@ def llm_generate(
     standard input; with --chat it is what a person says, and the answer alone is written."""
     parser = base_parser("llm_generate", llm_generate.__doc__)
     parser.add_argument("--chat", action="store_true", help="say the prompt to a chat model")
-    model, tokenizer, config, _, args = open_model(parser, argv, takes_prompt=True)
+    model, tokenizer, config, _, args, _ = open_model(parser, argv, takes_prompt=True)
     settings = config.sample
     said = read_prompt(args.words)
     prompt: Prompt = [{"role": "user", "content": said}] if args.chat else said

@@ -19,7 +19,7 @@ def _run(name: str, argv: list[str] | None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from llm_course import cli
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: the working directory is gone
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     return getattr(cli, name)(argv)

@@ -17,7 +17,7 @@ import yaml
 
 from .engine import SamplingParams
 from .model_config import GPTConfig
-from .settings import AT_LEAST_0, AT_LEAST_1, SEED, TrainConfig, check_numbers
+from .settings import AT_LEAST_0, AT_LEAST_1, SAMPLES, SEED, TrainConfig, check_numbers
 from .sources import project_root
 from .texts import PATTERNS
 from .values import build, nearest_name, parse_yaml, read_value, setting_types
@@ -107,9 +107,9 @@ class EvalConfig:
     seed: int = 0                     # of what is written
 
     def __post_init__(self):
-        names = ("documents", "stories")
-        rules = dict.fromkeys(names, AT_LEAST_1) | {"show": AT_LEAST_0, "seed": SEED}
+        rules = {"documents": AT_LEAST_1, "stories": AT_LEAST_1, "seed": SEED}
         check_numbers(self, rules, section="eval.")
+        check_numbers(self, dict.fromkeys(("stories", "show"), SAMPLES), section="eval.")
         if not self.temperatures:
             raise ValueError("eval.temperatures is empty: give one at least, such as [0.8].")
         for temperature in self.temperatures:
@@ -124,7 +124,7 @@ class TrackConfig:
     tensorboard: bool = False
     wandb: str | None = None          # a project's name
     wandb_mode: str | None = None     # "online", "offline"; None: as W&B decides
-    sample_every: int = 500           # steps between two texts; 0: none
+    sample_every: int = 500           # steps between two texts, of a row at most; 0: none
 
     def __post_init__(self):
         check_numbers(self, {"sample_every": AT_LEAST_0}, section="track.")
@@ -208,7 +208,7 @@ def _read_yaml(path: Path, seen: tuple = ()) -> dict[str, Any]:
     try:
         given = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+        raise ValueError(f"{path} is not valid YAML: {error}.") from None
     if not isinstance(given, dict):
         example = "'train:' and below it '  max_steps: 100'"
         raise ValueError(f"{path} should hold keys and values, such as {example}.")
@@ -219,7 +219,7 @@ def _read_yaml(path: Path, seen: tuple = ()) -> dict[str, Any]:
     if parent is None:
         return settings
     if not isinstance(parent, str) or not parent:
-        raise ValueError(f"{path} extends {parent!r}; it must be the name of one file.")
+        raise ValueError(f"{path} extends no file: give extends the name of one.")
     return _read_yaml(path.parent / parent, (*seen, path.resolve())) | settings
 
 # %% ../nbs/90a_config.ipynb #ec489ba7

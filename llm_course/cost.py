@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .choices import default_d_ff
+from .choices import NORM_POSITIONS, default_d_ff
 from .experts import MixtureOfExperts
 from .gpt import GPT
 from .model_config import GPTConfig
+from .variants import layer_kinds, layer_window, variant_of
 
 # %% ../nbs/05b_cost.ipynb #47cd55a2
 def parameter_count(
@@ -84,8 +85,12 @@ def _kept_per_token(config: GPTConfig, d_ff: int) -> int:
         attention += (H + H_kv) * (D + 1)  # q and k normed, and what they were divided by
         attention += (H + H_kv) * D  # with their gains, and turned
     mlp = _KEPT_BY_MLP[config.mlp] * d_ff
+    variant = variant_of(config)
+    if variant.n_experts:  # each chosen expert's input and output too, and who chose it
+        mlp = variant.n_experts_per_token * (mlp + 2 * config.d_model + 12) + 2 * variant.n_experts
+    n_norms = len(NORM_POSITIONS[config.norm_position][1])
     logits = config.vocab_size * (2 if config.logit_softcap else 1)
-    return config.n_layers * (2 * norm + attention + mlp) + norm + logits
+    return config.n_layers * (n_norms * norm + attention + mlp) + norm + logits
 
 # %% ../nbs/05b_cost.ipynb #d7e65139
 def training_memory(
@@ -96,17 +101,20 @@ def training_memory(
     optimizer_numbers: int = 2,  # for each weight; 2: AdamW's running means
 ) -> Memory:                     # bytes
     """Training memory of a model of this `config`, by counting. Attention's own T×T weights are
-    never stored (Dao et al. 2022), but a mask or a bias is."""
+    never stored (Dao et al. 2022), but a mask or a bias is, and where scores are bent (soft cap)
+    four tables for each head."""
     weights = bytes_per_number * parameter_count(_on_meta(config))
     d_ff = config.d_ff or default_d_ff(config.mlp, config.d_model)
     numbers = batch_size * seq_len * _kept_per_token(config, d_ff)
     if config.position_encoding == "rope":
         numbers += seq_len * config.head_size
-    window = config.sliding_window or seq_len
+    windows = [layer_window(config, kind) or seq_len for kind in layer_kinds(config)]
     if config.position_encoding == "alibi":
         numbers += config.n_heads * seq_len**2
-    elif window < seq_len:
-        numbers += config.n_layers * seq_len**2
+    else:
+        numbers += sum(window < seq_len for window in windows) * seq_len**2
+    if variant_of(config).attention_softcap is not None:
+        numbers += 4 * config.n_layers * batch_size * config.n_heads * seq_len**2
     return Memory(weights, weights, optimizer_numbers * weights, bytes_per_number * numbers)
 
 # %% ../nbs/05b_cost.ipynb #6025cb2c

@@ -41,9 +41,9 @@ _NUMBERS = {
     "top_p": "above 0 and at most 1",
     "min_p": "from 0 to 1",
     "typical_p": "above 0 and at most 1",
-    "repetition_penalty": "a finite number above 0",
-    "frequency_penalty": "a finite number",
-    "presence_penalty": "a finite number",
+    "repetition_penalty": "from 1e-9 to 1e9",
+    "frequency_penalty": "from -1e9 to 1e9",
+    "presence_penalty": "from -1e9 to 1e9",
 }
 _MAY_BE_NONE = ("top_k", "top_p", "min_p", "typical_p")
 

@@ -22,9 +22,9 @@ from .context import widest_float
 _RULES = {
     "a whole number of at least 0": lambda x: isinstance(x, Integral) and int(x) >= 0,
     "a whole number of at least 1": lambda x: isinstance(x, Integral) and int(x) >= 1,
-    "a finite number": math.isfinite,
+    "from -1e9 to 1e9": lambda x: abs(x) <= 1e9,  # what float32 can count with
     "a finite number of at least 0": lambda x: 0 <= x < math.inf,
-    "a finite number above 0": lambda x: 0 < x < math.inf,
+    "from 1e-9 to 1e9": lambda x: 1e-9 <= x <= 1e9,
     "from 0 to 1": lambda x: 0 <= x <= 1,
     "above 0 and at most 1": lambda x: 0 < x <= 1,
 }
@@ -63,12 +63,12 @@ def check_ids(
 def check_bias(
     bias: Mapping[int, float],  # id to nats
 ) -> dict[int, float]:          # a copy
-    "Argument check: ValueError where a logit bias is no mapping from ids to finite numbers."
+    "Argument check: ValueError where a logit bias is no mapping from ids to numbers that can be added."
     if not isinstance(bias, Mapping):
         raise ValueError(f"logit_bias must be a dict of id to nats, not {bias!r}.")
     check_ids("logit_bias", bias)
     for nats in bias.values():
-        check_number("logit_bias", nats, "a finite number")
+        check_number("logit_bias", nats, "from -1e9 to 1e9")
     return dict(bias)
 
 # %% ../nbs/08d_filters.ipynb #c7dec150
@@ -214,7 +214,7 @@ def apply_repetition_penalty(
 ) -> Tensor:                       # like logits
     """Repetition penalty: divide the logit of each token in the text so far (Keskar et al. 2019,
     eq. 1); a negative one is multiplied, as is usual since. ValueError for another `penalty`."""
-    check_number("repetition_penalty", penalty, "a finite number above 0")
+    check_number("repetition_penalty", penalty, "from 1e-9 to 1e9")
     if penalty == 1:
         return logits
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -228,7 +228,7 @@ def apply_frequency_penalty(
 ) -> Tensor:                       # like logits
     """Frequency penalty: subtract `penalty` for each time that the token stands in the text so far.
     ValueError where it is not finite."""
-    check_number("frequency_penalty", penalty, "a finite number")
+    check_number("frequency_penalty", penalty, "from -1e9 to 1e9")
     if penalty == 0:
         return logits
     return logits - penalty * _counts(logits, context_ids)
@@ -241,7 +241,7 @@ def apply_presence_penalty(
 ) -> Tensor:                       # like logits
     """Presence penalty: subtract `penalty` once where the token stands in the text so far.
     ValueError where it is not finite."""
-    check_number("presence_penalty", penalty, "a finite number")
+    check_number("presence_penalty", penalty, "from -1e9 to 1e9")
     if penalty == 0:
         return logits
     return logits - penalty * (_counts(logits, context_ids) > 0)

@@ -84,7 +84,7 @@ def _sample(config: RunConfig, model: GPT, tokenizer, step: int) -> str | None:
         return None
     generator = torch.Generator().manual_seed(config.train.seed + step)
     arguments = config.sample.arguments()
-    length = config.sample.max_new_tokens
+    length = min(config.sample.max_new_tokens, model.config.max_seq_len)
     pieces = generate_text(model, tokenizer, "", length, generator=generator, **arguments)
     return "".join(pieces)
 
@@ -126,7 +126,11 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
     tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
     save = partial(save_checkpoint, config=asdict(config) | {"data": data}, keep=config.keep)
     lowest = _lowest_loss(run)
-    losses = [record["valid_loss"] for record in read_metrics(run) if "valid_loss" in record]
+    records = read_metrics(run)  # one for each step
+    if len(records) < start:
+        lost = start - len(records)
+        print(f"records     {lost} of the first {start} steps are missing in metrics.jsonl")
+    losses = [record["valid_loss"] for record in records if "valid_loss" in record]
     with tracker, stop_signals() as stopped, bar:
         for metrics in train(model, batches, config.train, optimizer, valid, start):
             step = metrics.step
@@ -209,9 +213,10 @@ def print_results(
     config: RunConfig,    # of the run
     start: int,           # the step that this part of it began with
     floor: float | None,  # nats a token, where it is known
+    text: str,            # what the loss was measured on
 ) -> None:
     "Print what a run came to: its loss curve, its speed in the median step, its checkpoints."
-    for path in plot_run(run, floor, config.plot, config.corpus.source):
+    for path in plot_run(run, floor, config.plot, text):
         print(f"loss curve  {shown(path)}")
     records = [record for record in read_metrics(run) if record["step"] > start]
     if records:

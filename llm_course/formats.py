@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .bpe import BPETokenizer
-from .files import atomic_file, whole_folder
+from .files import atomic_file, read_whole, whole_folder
 from .foreign import HFTokenizer, SentencePieceTokenizer
 from .foreign_bpe import load_gpt2
 from .interface import CharTokenizer, Tokenizer
@@ -247,7 +247,7 @@ def load_tokenizer(
     """Read a saved tokenizer. Raises FileNotFoundError where a file is missing, ValueError where
     one is damaged, or was written by version 0.1."""
     try:
-        return _read_folder(whole_folder(folder))
+        return read_whole(folder, _read_folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename).name
         raise FileNotFoundError(

@@ -44,31 +44,29 @@ _YARN = _FACTOR | {
 }
 # kind → RopeScaling's name → config.json's
 _SCALINGS = {"llama3": _LLAMA3, "yarn": _YARN, "linear": _FACTOR}
-_UNSCALED = ("default", "dynamic")  # within max_position_embeddings dynamic scaling does nothing
 
 
 def _yarn_defaults(rope: dict, max_seq_len: int) -> dict:
     "What YaRN's numbers are where they are left out."
-    factor = rope.get("factor") or max_seq_len / rope[_LENGTH]
+    given = {name: value for name, value in rope.items() if value is not None}
+    factor = given.get("factor", max_seq_len / rope[_LENGTH])
 
     def sharper(weight: float) -> float:
-        return 0.1 * weight * log(factor) + 1.0 if factor > 1 else 1.0
+        return 0.1 * weight * log(max(factor, 1.0)) + 1.0
 
     attention_factor = sharper(1.0)
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        attention_factor = sharper(rope["mscale"]) / sharper(rope["mscale_all_dim"])
-    known = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": attention_factor}
-    given = {name: value for name, value in rope.items() if value is not None}
-    given |= {name: known[name] for name in ("beta_fast", "beta_slow") if not given.get(name)}
-    return known | {"truncate": True} | given | {"factor": factor}
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        attention_factor = sharper(given["mscale"]) / sharper(given["mscale_all_dim"])
+    defaults = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "factor": factor}
+    return defaults | {"attention_factor": attention_factor} | given
 
 
 def _read_scaling(rope: dict, hf: dict, problems: list[str]) -> RopeScaling | None:
     kind = rope["rope_type"]
-    if kind in _UNSCALED or kind not in _SCALINGS:
+    if kind not in _SCALINGS:
         return None
     if kind == "yarn":
-        rope = _yarn_defaults(rope, hf.get("max_position_embeddings", 0))
+        rope = _yarn_defaults(rope, hf["max_position_embeddings"])
     try:
         numbers = {ours: rope[name] for ours, name in _SCALINGS[kind].items()}
     except KeyError as error:
@@ -77,19 +75,27 @@ def _read_scaling(rope: dict, hf: dict, problems: list[str]) -> RopeScaling | No
     return RopeScaling(kind=kind, **numbers)
 
 
+_LOCAL = "variant.local_rope_theta"
+_PARTIAL = "variant.partial_rotary_factor"
+
+
+def _said_of_rope(hf: dict, family: Family) -> tuple[dict, dict]:
+    "What stands in one place, for all layers and for those with a window."
+    said = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    if _LOCAL in family.choices and "full_attention" in said:
+        return said["full_attention"], said.get("sliding_attention", {})
+    if "full_attention" in said or "sliding_attention" in said:
+        return {"rope_type": "one for each kind of layer"}, {}
+    return said, {}
+
+
 def read_rope(
     hf: dict,  # what config.json says, defaults included
     family: Family,  # whose it is
     problems: list[str],  # what cannot be computed is added here
 ) -> dict[str, Any]:  # our settings' names and values
     "RoPE of a Hugging Face config."
-    said = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    by_kind = [name for name, value in said.items() if isinstance(value, dict)]
-    local = {}
-    if by_kind and "variant.local_rope_theta" in family.choices:
-        local = said.get("sliding_attention") or {}
-        said = said.get("full_attention") or {}
-        by_kind = []
+    said, local = _said_of_rope(hf, family)
     rope = {
         "rope_type": said.get("type", "default"),  # as older files call it
         "rope_theta": hf.get("rope_theta", 10000.0),
@@ -99,20 +105,20 @@ def read_rope(
     rope |= said
     if hf.get(_LENGTH) is not None:
         rope[_LENGTH] = hf[_LENGTH]  # what stands outside counts
-    if by_kind:
-        rope["rope_type"] = "one for each kind of layer"
-    allowed: dict[str, tuple] = {"rope_type": family.rope_types}
-    settings = {"rope_theta": float(rope["rope_theta"])}
-    if "variant.partial_rotary_factor" in family.choices:
-        settings["variant.partial_rotary_factor"] = rope["partial_rotary_factor"]
+    problems += not_allowed(rope, {"rope_type": family.rope_types})
+    settings = {
+        "rope_theta": float(rope["rope_theta"]),
+        "rope_scaling": _read_scaling(rope, hf, problems),
+    }
+    if _PARTIAL in family.choices:
+        settings[_PARTIAL] = rope["partial_rotary_factor"]
     else:
-        allowed["partial_rotary_factor"] = (None, 1)
-    problems += not_allowed(rope, allowed)
-    if "variant.local_rope_theta" in family.choices:
+        problems += not_allowed(rope, {"partial_rotary_factor": (None, 1)})
+    if _LOCAL in family.choices:
         problems += not_allowed(local, {"rope_type": ("default",)})
         theta = local.get("rope_theta", hf["rope_local_base_freq"])
-        settings["variant.local_rope_theta"] = float(theta)
-    return settings | {"rope_scaling": _read_scaling(rope, hf, problems)}
+        settings[_LOCAL] = float(theta)
+    return settings
 
 
 def write_rope(
@@ -121,9 +127,8 @@ def write_rope(
 ) -> dict:  # part of config.json
     "RoPE as all versions of transformers read it."
     hf: dict[str, Any] = {}
-    if "variant.local_rope_theta" in family.choices:
-        local = family.choices["variant.local_rope_theta"]
-        hf[local] = variant_of(config).local_rope_theta or config.rope_theta
+    if _LOCAL in family.choices:
+        hf[family.choices[_LOCAL]] = variant_of(config).local_rope_theta or config.rope_theta
     if config.position_encoding != "rope":
         return hf
     scaling = None
@@ -155,12 +160,12 @@ def repeated(
 
 
 def _read_rope_pattern(hf: dict, n_layers: int) -> str:
-    "A letter for each layer: SmolLM3 lists its layers, or leaves every so-manieth without RoPE."
+    "A letter for each layer: SmolLM3 lists its layers, or leaves every n-th without RoPE."
     listed = hf.get("no_rope_layers")
     if listed:
-        return "".join("R" if turned else "N" for turned in listed)
+        return "".join("NR"[bool(turned)] for turned in listed[:n_layers])
     interval = hf.get("no_rope_layer_interval", n_layers + 1)
-    return "".join("R" if layer % interval else "N" for layer in range(1, n_layers + 1))
+    return "".join("NR"[layer % interval > 0] for layer in range(1, n_layers + 1))
 
 
 def _default_windows(hf: dict, family: Family, n_layers: int) -> str:
@@ -188,20 +193,20 @@ def read_windows(
     window = hf["sliding_window"] if hf[family.window] else None
     ropes = _read_rope_pattern(hf, n_layers)
     listed = hf.get("layer_types") if family.lists_layers else None
+    windows = "L" * n_layers
     if listed:
-        letters = [_LETTERS.get(kind, "?") for kind in listed]
-        windows = "".join(letters)
-    else:
+        windows = "".join(_LETTERS.get(kind, "?") for kind in listed)
+    elif window:
         windows = repeated(_default_windows(hf, family, n_layers), n_layers)
-        windows = windows if window else "L" * n_layers
-    if len(windows) != n_layers or len(ropes) < n_layers or "?" in windows:
-        problems.append(f"{n_layers} layers with layer_types={short(listed)} and {ropes!r}")
+    if "?" in windows or {len(windows), len(ropes)} != {n_layers}:
+        problems.append(f"{n_layers} layers with layer_types={short(listed)} and RoPE in {ropes!r}")
         return {}
     if "S" in windows and not window:
         problems.append(f"layer_types={short(listed)} with sliding_window={short(window)}")
     settings = {"sliding_window": window if "S" in windows else None}
-    settings["variant.rope_pattern"] = repeated_unit(ropes[:n_layers])
-    settings["variant.window_pattern"] = repeated_unit(windows) if "S" in windows else "S"
+    settings["variant.rope_pattern"] = repeated_unit(ropes)
+    if "S" in windows or _LOCAL in family.choices:
+        settings["variant.window_pattern"] = repeated_unit(windows)
     return settings
 
 

@@ -229,6 +229,7 @@ _NANOCHAT = replace(
     },
     mlp_weights={},
     window=None,
+    rope_types=("default", "llama3", "linear", "dynamic"),  # its norms undo YaRN's sharpening
     defaults=_LLAMA.defaults | {"hidden_act": "relu2", "final_logit_softcapping": 15.0},
     allowed_values={"attention_bias": (False,), "tie_word_embeddings": (False,)},
 )

@@ -20,7 +20,7 @@ from .bpe import BPETokenizer
 from .checkpoint import load_model
 from .context import unwrap
 from .devices import pick_device
-from .files import atomic_folder, whole_folder
+from .files import atomic_folder, read_whole
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer, read_foreign, to_hf
 from .gpt import GPT
@@ -77,11 +77,10 @@ _HUB_FILES = [
 ]
 
 
-def _find_folder(name: str | Path) -> Path:
-    "The folder of that name, fetched from the Hugging Face Hub where it is none."
-    folder = whole_folder(name)
-    if folder.is_dir():
-        return folder
+def _find_folder(name: str | Path, place: Path) -> Path:
+    "The folder of that name, fetched from the Hugging Face Hub where it is none in its place here."
+    if place.is_dir():
+        return place
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -112,18 +111,8 @@ def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return getattr(torch, name)
 
 
-def from_pretrained(
-    folder_or_name: str | Path,  # a folder, or a name on the Hub: "openai-community/gpt2"
-    dtype: torch.dtype | str | None = "float32",  # of the model; "auto" or None: as it is stored
-    device: str = "cpu",  # where the model should be, or "auto"
-) -> tuple[GPT, Any]:  # the model, in evaluation mode, and its tokenizer or None
-    """Pretrained model from the Hugging Face world, of any family in `FAMILIES`, as our GPT. Dropout
-    is left at 0: it belongs to training, not to the model.
-
-    ValueError or FileNotFoundError names what cannot be computed, or each weight that does not
-    fit; ImportError for a name on the Hub without huggingface_hub."""
-    dtype = _read_dtype(dtype)
-    folder = _find_folder(folder_or_name)
+def _read_model(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[GPT, Any]:
+    "The model and the tokenizer of a folder."
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf)
     kind = hf["model_type"]
@@ -150,6 +139,24 @@ def from_pretrained(
     model = empty_model(config, dtype, pick_device(device))
     fill_model(model, maps, stored)
     return model, tokenizer
+
+
+def from_pretrained(
+    folder_or_name: str | Path,  # a folder, or a name on the Hub: "openai-community/gpt2"
+    dtype: torch.dtype | str | None = "float32",  # of the model; "auto" or None: as it is stored
+    device: str = "cpu",  # where the model should be, or "auto"
+) -> tuple[GPT, Any]:  # the model, in evaluation mode, and its tokenizer or None
+    """Pretrained model from the Hugging Face world, of any family in `FAMILIES`, as our GPT. Dropout
+    is left at 0: it belongs to training, not to the model.
+
+    ValueError or FileNotFoundError names what cannot be computed, or each weight that does not
+    fit; ImportError for a name on the Hub without huggingface_hub."""
+    wanted = _read_dtype(dtype)
+
+    def read(place: Path) -> tuple[GPT, Any]:
+        return _read_model(_find_folder(folder_or_name, place), wanted, device)
+
+    return read_whole(folder_or_name, read)
 
 # %% ../nbs/11_pretrained.ipynb #11-anyc
 def is_hugging_face(

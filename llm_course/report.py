@@ -19,7 +19,7 @@ from .dataloader import Batches
 from .evaluation import bits_per_byte, perplexity, sample_stories
 from .gpt import GPT
 from .measure import evaluate
-from .runs import check_corpus, corpus_documents, data_folder
+from .runs import check_corpus, corpus_documents, data_folder, is_tales, text_of
 from .statistics import floor_gap, judge_stories, story_rates
 from .tokenfiles import TokenDataset
 
@@ -47,18 +47,23 @@ def report_tales(
     model: GPT,         # ready to write
     tokenizer,          # its own
     config: RunConfig,  # its sections `corpus` and `eval` count
+    trained: RunConfig | None = None,  # as the model was; where that was on no Tales, `config`
 ) -> None:
     """Report on Tales: distance to the floor on held-out stories, then what the model writes,
-    judged. ValueError where no story is held out."""
+    judged; new is what it was not trained on. ValueError where no story is held out."""
     settings = config.eval
-    known = set(corpus_documents(config, "train"))
+    if trained is None or not is_tales(trained):
+        trained = config
+    known = set(corpus_documents(trained, "train"))
     stories = list(islice(corpus_documents(config, "valid"), settings.documents))
     new = [story for story in stories if story not in known]
     source = config.corpus.source
     if not new:
         raise ValueError(f"each held-out story of {source} is a training one too: give more text.")
-    left_out = f"{len(stories) - len(new)} more stand in the training set and are left out"
+    training = f"the training part of {trained.corpus.source}"
+    left_out = f"{len(stories) - len(new)} more stand in {training} and are left out"
     print(f"stories     {len(new)} held out of {source}; {left_out}")
+    print(f"new         what is none of the {len(known):,} different stories in {training}")
     _print_gap(model, tokenizer, new)
     n = max(settings.stories, settings.show)
     n_to_show = settings.show
@@ -116,9 +121,11 @@ def report_text(
     n = batches.batches_per_epoch
     bar = tqdm(batches, total=n, desc="evaluate", unit=" batches", disable=None, leave=False)
     loss = evaluate(model, bar)
-    print(f"texts       {len(data):,} held out of {config.corpus.source}")
+    print(f"texts       {len(data):,} held out of {text_of(data, config)}")
     _print_loss("held out", loss, loss * data.n_targets, data.n_bytes)
     _print_bigram(TokenDataset(folder, "train", tokenizer), data, model.config.vocab_size, loss)
+    if config.eval.show:
+        print(f"new         what does not stand in the training part of {config.corpus.source}")
     temperature = config.eval.temperatures[0]
     texts = sample_stories(model, tokenizer, config.eval.show, temperature, config.eval.seed)
     for text in texts:

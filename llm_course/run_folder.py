@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 from .files import atomic_file, whole_folder
@@ -53,7 +54,7 @@ def waiting_run(
     run: str | Path,  # the run's folder
 ) -> Path:  # it need not be there
     "Where a run waits until the one that replaces it has a checkpoint (see `resume.put_aside`)."
-    run = Path(run).resolve()
+    run = Path(os.path.realpath(run))  # no error for a link that leads to itself
     return run.parent / f".replaced-{run.name}"
 
 
@@ -116,7 +117,10 @@ def _valid_loss(checkpoint: Path) -> float:
     "The validation loss that a checkpoint was saved with; infinity where there is none."
     try:
         loss = read_config(checkpoint).get("valid_loss")
-    except ValueError:
+    except FileNotFoundError:  # it may have been deleted just now
+        return math.inf
+    except ValueError as error:
+        warnings.warn(f"{error} Its loss is not compared with others.", stacklevel=3)
         return math.inf
     return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
 
@@ -135,10 +139,13 @@ def checkpoint_to_use(
     folder: str | Path,  # a checkpoint, or a run
 ) -> Path:  # the checkpoint
     """The checkpoint to write with and to judge: the one that a folder is, or, for a run, its best,
-    or its latest where none knows its loss. FileNotFoundError, ValueError as
-    `resolve_checkpoint`."""
+    or its latest where none knows its loss. FileNotFoundError as `resolve_checkpoint`; ValueError,
+    too, where one is damaged, for it may be the best."""
     latest = resolve_checkpoint(folder)
-    return best_checkpoint(folder) or latest
+    run = folder if list_checkpoints(folder) else waiting_run(folder)
+    for checkpoint in list_checkpoints(run):
+        read_config(checkpoint)
+    return best_checkpoint(run) or latest
 
 # %% ../nbs/07d_run_folder.ipynb #717998fa
 def remove_checkpoint(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from .checkpoint import find_model
 from .config import AUTO, SCALED, RunConfig, flat_settings, load_config, read_settings
 from .devices import pick_device
+from .files import read_whole
 from .gpt import GPT
 from .hfconfig import config_from_hf, read_json
 from .preflight import check_device, check_sampling
@@ -63,7 +64,11 @@ _LIMIT = 280  # characters of a complaint
 def _complaint(error: BaseException) -> str:
     "One sentence for an error; one that nobody expected also says how to see where it came up."
     kind = type(error).__name__
-    text = " ".join(str(error).split()) or kind
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
+    text = " ".join(text.split()) or kind
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # no escape sequence
     end = ""
     if not isinstance(error, _MISTAKES):
         text = f"{kind}: {text}".removesuffix(".")
@@ -112,6 +117,7 @@ class OpenModel(NamedTuple):
     config: RunConfig   # the model's own, under the file and the settings that were given
     folder: Path        # the checkpoint, or a Hugging Face folder
     args: argparse.Namespace  # what was typed; `words`: arguments that are no setting, prompts
+    trained: RunConfig | None  # as the model was made; a Hugging Face folder does not tell
 
 
 def _own_settings(folder: Path) -> dict[str, Any]:
@@ -156,6 +162,11 @@ def find_device(
         config.train.device = "auto"
 
 
+def _folder_to_use(path: str | Path) -> Path:
+    "A Hugging Face folder as it is; of a run, the checkpoint that is best now."
+    return Path(path) if is_hugging_face(path) else checkpoint_to_use(path)
+
+
 def open_model(
     parser: argparse.ArgumentParser,  # `base_parser`'s; it gets --model
     argv: list[str],                  # what a person typed
@@ -170,18 +181,21 @@ def open_model(
     args = parser.parse_intermixed_args(argv)
     args.words = [word for word in args.settings if takes_prompt and not _SETTING.fullmatch(word)]
     settings = [word for word in args.settings if word not in args.words]
-    folder = Path(args.model or find_model(None))
-    if not is_hugging_face(folder):
-        folder = checkpoint_to_use(folder)
-    own = _own_settings(folder)
-    config = _config_over(own, args.config, settings)
-    _check_shape(folder, own, config, settings)
-    find_device(config, args, parser.prog)
-    model, tokenizer = load_any(folder, config.train.device)
-    if tokenizer is None:
-        raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
-    check_sampling(config, tokenizer.vocab_size)
-    return OpenModel(model, tokenizer, config, folder, args)
+
+    def read(folder: Path) -> OpenModel:
+        own = _own_settings(folder)
+        config = _config_over(own, args.config, settings)
+        _check_shape(folder, own, config, settings)
+        find_device(config, args, parser.prog)
+        model, tokenizer = load_any(folder, config.train.device)
+        if tokenizer is None:
+            raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
+        check_sampling(config, tokenizer.vocab_size)
+        trained = None if is_hugging_face(folder) else build(RunConfig, own)
+        return OpenModel(model, tokenizer, config, folder, args, trained)
+
+    where = find_model(None) if args.model is None else args.model
+    return read_whole(where, read, _folder_to_use)
 
 # %% ../nbs/90c_shell.ipynb #7fe80c19
 def read_prompt(
@@ -199,7 +213,7 @@ def read_prompt(
         return ""
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8").removesuffix("\n")
+        return data.decode("utf-8").removeprefix("\ufeff").removesuffix("\n")
     except UnicodeDecodeError as error:
         bad = f"byte {error.start} is 0x{data[error.start]:02x}"
         raise ValueError(f"standard input is not UTF-8 text: {bad}.") from None

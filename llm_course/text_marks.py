@@ -186,7 +186,8 @@ def read_marks(
     ValueError for damaged files."""
     own = tokenizer.marks
     facts = dict(_read(folder / "config.json") if model is None else model)
-    facts |= {name: i for name, i in _read(folder / "generation_config.json").items() if i}
+    said = _read(folder / "generation_config.json")
+    facts |= {name: value for name, value in said.items() if value is not None}
     if not facts and not _said_of_tokens(folder):
         return own
     named = {name: tokenizer.encode(text) for name, text in named_tokens(folder).items()}
@@ -235,7 +236,7 @@ def tokenizer_config(
     template: Any = marks.chat_template
     if marks.more_templates:
         all_of_them = {"default": template} | marks.more_templates
-        template = [{"name": name, "template": text} for name, text in all_of_them.items()]
+        template = [{"name": name, "template": text} for name, text in all_of_them.items() if text]
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(marks.begin_ids)}
     return facts | named | ({"chat_template": template} if template else {})
 

@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from uuid import uuid4
 
@@ -106,7 +107,7 @@ class _TensorBoard:
 class _WandB:
     """Curves and texts in a Weights & Biases project; offline in the run's `wandb` folder. The run
     keeps its id in `wandb_id`, by which a resumed run goes on as the same one; what it makes again
-    W&B has already, and leaves as it is."""
+    W&B has already, and leaves as it is. ConnectionError where W&B does not let it in."""
 
     def __init__(self, run: Path, start_step: int, project: str, mode: Any):
         try:
@@ -116,13 +117,23 @@ class _WandB:
                 "track.wandb needs the package wandb: pip install 'llm_course[track]'."
             ) from None
         path = run / "wandb_id"
-        if start_step == 0 or not path.is_file():
+        is_new = start_step == 0 or not path.is_file()
+        if is_new:
             with atomic_file(path) as file:
                 file.write(uuid4().hex[:8].encode())
         known = path.read_text(encoding="ascii", errors="replace")
         settings: Any = dict(project=project, name=run.name, dir=run, mode=mode)
         self.html = wandb.Html
-        self.run = wandb.init(id=known, resume="allow", **settings)
+        try:
+            self.run = wandb.init(id=known, resume="allow", **settings)
+        except Exception as error:  # no key, no network: W&B has kinds of its own
+            if is_new:
+                path.unlink()
+            reason = shorten(str(error), 100).rstrip(".")
+            raise ConnectionError(
+                f"W&B did not start ({reason}): give track.wandb_mode=offline, or log in by "
+                f"`wandb login`."
+            ) from None
 
     def log(self, step: int, record: dict) -> None:
         values = {}
@@ -172,7 +183,8 @@ class Tracker:
     Weights & Biases where asked; use it in a `with` block.
 
     Until it is closed, no other process can write the run. Raises ImportError where a package that
-    was asked for is not installed, BlockingIOError while another process writes the run."""
+    was asked for is not installed, ConnectionError where W&B does not start, BlockingIOError while
+    another process writes the run."""
 
     def __init__(
         self,

@@ -14,6 +14,8 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from .strangers import short
+
 # %% ../nbs/90g_values.ipynb #90g0v007
 class _Loader(yaml.BaseLoader):
     "YAML whose values are texts, and which gives no key twice."
@@ -59,7 +61,7 @@ _READERS: dict[type, tuple[Callable, str]] = {
 
 def _expect(kind: type, value: Any, what: str) -> None:
     if not isinstance(value, kind):
-        raise ValueError(f"it must be {what}, not {value!r}.")
+        raise ValueError(f"it must be {what}, not {short(value)}.")
 
 
 def _read_record(kind: Any, value: dict) -> Any:
@@ -67,7 +69,7 @@ def _read_record(kind: Any, value: dict) -> Any:
     types = {field.name: field.type for field in fields(kind)}
     unknown = set(value) - set(types)
     if unknown:
-        raise ValueError(f"it has no {min(unknown)!r}, only {', '.join(types)}.")
+        raise ValueError(f"it has no {short(min(unknown))}, only {', '.join(types)}.")
     return kind(**{name: read_value(types[name], x) for name, x in value.items()})
 
 
@@ -93,7 +95,7 @@ def read_value(
     try:
         return reader(value)
     except (ValueError, KeyError):
-        raise ValueError(f"it must be {what}, not {value!r}.") from None
+        raise ValueError(f"it must be {what}, not {short(value)}.") from None
 
 # %% ../nbs/90g_values.ipynb #90g0v014
 def setting_types(

@@ -1,7 +1,8 @@
-"""The notebooks are the source: exported, clean, in order, and every cell runs, in nbdev_test and in
-a real kernel; they open elsewhere, too."""
+"""The notebooks are the source: exported, clean, in order, and every cell runs, in nbdev_test and, where
+a widget is shown, in a real kernel; they open elsewhere, too."""
 
 import ast
+import copy
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from conftest import CHROMIUM
 from fold_cells import wrongly_folded
 from nbclient import NotebookClient
-from road import with_solutions
+from road import is_solution, with_solutions
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "llm_course"
@@ -321,21 +322,55 @@ def hidden_errors(notebook):
                     yield output
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_real_kernel(path, monkeypatch):
-    if CHROMIUM is not None and path in IN_BROWSER:
-        pytest.skip("tests/test_browser.py runs it in JupyterLab in Chromium")
-    for name, value in ENV.items():
-        monkeypatch.setenv(name, value)
+def run_in_kernel(path, choose):
+    """A notebook, of which `choose` gives the cells from those that are not skipped, run in a kernel
+    as in Jupyter."""
     notebook = nbformat.read(path, 4)
     cells = notebook.cells
-    notebook.cells = [cell for cell in cells if cell.cell_type != "code" or not is_skipped(cell)]
+    notebook.cells = choose([c for c in cells if c.cell_type != "code" or not is_skipped(c)])
     notebook.metadata.pop("widgets", None)
     place = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
     assert list(hidden_errors(notebook)) == []
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert code and all(cell.execution_count for cell in code)
+
+
+@pytest.fixture
+def kernel_environment(monkeypatch):
+    for name, value in ENV.items():
+        monkeypatch.setenv(name, value)
+
+
+def in_kernel(path):
+    "A kernel differs from nbdev_test where a widget is shown; the other notebooks take minutes."
+    needed = is_road(path) or shows_a_widget(path)
+    return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("path", [in_kernel(path) for path in NOTEBOOKS])
+def test_real_kernel(path, kernel_environment):
+    if CHROMIUM is not None and path in IN_BROWSER:
+        pytest.skip("tests/test_browser.py runs it in JupyterLab in Chromium")
+    run_in_kernel(path, list)
+
+
+def each_twice(cells):
+    "Each code cell two times in a row; solutions, which want the exercise above them, are left out."
+    twice = []
+    for cell in cells:
+        if cell.cell_type == "code" and not is_solution(cell):
+            again = copy.deepcopy(cell)
+            again.id = f"{cell.id}-again"
+            twice += [cell, again]
+    return twice
+
+
+@pytest.mark.slow
+@each_notebook
+def test_each_cell_runs_twice(path, kernel_environment):
+    "A reader changes a cell and runs it again: nothing in it stops at what its first run has left."
+    run_in_kernel(path, each_twice)
 
 
 @pytest.fixture(scope="module")

@@ -15,23 +15,24 @@ def bits_per_byte(said, what):
     return float(re.search(rf"^{what} .* ([\d.]+) bits per byte$", said, re.M)[1])
 
 
-def assert_better_than_a_table(shell, source):
+def assert_better_than_a_table(shell, source, share):
+    "The model's bits per byte are at most this share of the table's."
     settings = ("--config", OWN_TEXT, f"corpus.source={source}")
     for name in ("llm_tokenize", "llm_train", "llm_eval"):
         process = shell.start(name, *settings)
         said, err = process.communicate(timeout=3600)
         assert process.returncode == 0, err
         print(said)
-    assert bits_per_byte(said, "held out") < 0.98 * bits_per_byte(said, "bigram")
+    assert bits_per_byte(said, "held out") < share * bits_per_byte(said, "bigram")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_characters", [100_000, len(MANUAL)])
-def test_the_manual(shell, n_characters):
+@pytest.mark.parametrize("n_characters, share", [(100_000, 0.95), (len(MANUAL), 0.85)])
+def test_the_manual(shell, n_characters, share):
     (shell.folder / "my.txt").write_text(MANUAL[:n_characters], encoding="utf-8")
-    assert_better_than_a_table(shell, "my.txt")
+    assert_better_than_a_table(shell, "my.txt", share)
 
 
 @pytest.mark.slow
 def test_the_standard_library(shell):
-    assert_better_than_a_table(shell, "stdlib")
+    assert_better_than_a_table(shell, "stdlib", 0.90)

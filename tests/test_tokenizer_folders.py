@@ -145,7 +145,8 @@ def qwen(folder, model_type):
     write_json(folder / "tokenizer_config.json", facts)
     ids = dict(model_type=model_type, bos_token_id=280, eos_token_id=282, vocab_size=320)
     write_json(folder / "config.json", ids)
-    write_json(folder / "generation_config.json", dict(eos_token_id=[282, 280], pad_token_id=280))
+    ends = dict(eos_token_id=[282, 280], pad_token_id=280, bos_token_id=None)
+    write_json(folder / "generation_config.json", ends)
     return n, TextMarks(end_ids=(282, 280), pad_id=280, chat_template=CHATML)
 
 
