@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import TemplateError
 from jinja2.ext import Extension
@@ -28,7 +28,7 @@ PLAIN_TEMPLATE = """\
 class _Generation(Extension):
     "The tag `generation`, which tells other libraries what an answer is: its content is written."
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser):
         next(parser.stream)
