@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from .context import unwrap
 from .devices import pick_device
-from .files import atomic_folder, check_sums, sync_folder, tidy_folder, write_sums
+from llm_course.files import (
+    atomic_folder,
+    check_sums,
+    one_sentence,
+    sync_folder,
+    tidy_folder,
+    write_sums,
+)
 from .formats import load_tokenizer
 from .gpt import GPT
 from .locks import lock_folder
@@ -116,9 +123,10 @@ def _prune(latest: Path, keep: int) -> None:
 def disk_errors(
     final: Path,  # the checkpoint that is being written
 ) -> Iterator[None]:
-    "Translation of errors: a full disk, as torch and safetensors tell it, becomes an OSError."
+    "Translation of errors: a full disk, also as torch and safetensors tell it, is one sentence."
     try:
-        yield
+        with one_sentence(final):
+            yield
     except (RuntimeError, SafetensorError) as error:
         raise OSError(
             f"{final} was not saved ({error}): is the disk full? Those before are whole."

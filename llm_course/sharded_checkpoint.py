@@ -83,16 +83,14 @@ def _from_rank_0(world: World, make: Callable[[], Any]) -> Any:
     return box[0]
 
 # %% ../nbs/13h_sharded_checkpoint.ipynb #13h0s050
-def _write_training(folder: Path, step: int, model, optimizer, batches, world: World) -> None:
-    "Write this rank's part of training/: its shards by DCP, the rest into a file of its own."
-    with all_or_none(world):
-        state = training_state(step, optimizer=None, batches=batches)
-        state["world_size"] = world.world_size
-        if optimizer is not None:
-            state["optimizer"] = [one.state_dict()["param_groups"] for one in each_optimizer(optimizer)]
-        torch.save(state, folder / f"rank-{world.rank}.pt")
+def _write_rest(path: Path, step: int, optimizer, batches, world: World) -> None:
+    "Write what is this rank's own in training/, and small: chance, position, settings."
+    state = training_state(step, optimizer=None, batches=batches)
+    state["world_size"] = world.world_size
     if optimizer is not None:
-        write_optimizer(folder, model, optimizer, world)
+        states = [one.state_dict() for one in each_optimizer(optimizer)]
+        state["optimizer"] = [one["param_groups"] for one in states]
+    torch.save(state, path)
 
 # %% ../nbs/13h_sharded_checkpoint.ipynb #13h0s060
 def save_parallel(
@@ -129,8 +127,12 @@ def save_parallel(
             return folder
 
         folder = _from_rank_0(world, make_folder)
-        if trains:
-            _write_training(folder / "training", step, model, optimizer, batches, world)
+        training = folder / "training"
+        with all_or_none(world), disk_errors(final):
+            if trains:
+                _write_rest(training / f"rank-{world.rank}.pt", step, optimizer, batches, world)
+        if optimizer is not None:
+            write_optimizer(training, model, optimizer, world)
         with all_or_none(world):
             stack.close()  # on rank 0: sums, config.yaml, fsync, rename
     return final
