@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from llm_course.checkpoint import bundled_model
 from llm_course.config import load_config
@@ -28,7 +27,6 @@ from llm_course.dataloader import Batches
 from llm_course.formats import load_tokenizer
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
-from llm_course.optim import make_optimizer
 from llm_course.packing import Documents, tokenize_documents
 from llm_course.settings import TrainConfig
 from llm_course.throughput import World
@@ -75,7 +73,7 @@ def make_model(setting: Setting) -> GPT:
 
 @cache
 def documents() -> Documents:
-    return tokenize_documents(islice(iter(Tales(seed=7)), 600), load_tokenizer(bundled_model()))
+    return tokenize_documents(Tales().generate(600), load_tokenizer(bundled_model()))
 
 
 def batches(setting: Setting, rank: int = 0, world_size: int = 1) -> Iterator:
