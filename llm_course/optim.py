@@ -94,14 +94,30 @@ def newton_schulz(
     if x.is_cuda and x.dtype != torch.float64:
         return _in_bfloat16(x, quintics).reshape(matrix.shape).to(matrix.dtype)
     x, gram = _shrink(x.to(torch.promote_types(x.dtype, torch.float32)))
-    # float32 is exact enough to multiply a wide x once for five steps, which costs less
-    is_wide = x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]
+    # a wide x is multiplied once for five steps, which costs less
+    is_wide = x.shape[-1] >= 2 * x.shape[-2]
     at_once = 5 if is_wide else 1
     for i in range(0, steps, at_once):
         if i > 0:
             gram = x @ x.mT
         x = _apply_quintics(x, gram, quintics[i : i + at_once])
     return x.reshape(matrix.shape).to(matrix.dtype)
+
+# %% ../nbs/02a_optim.ipynb #02a-whole-matrices
+def _orthogonalize(stack: Tensor, steps: int) -> Tensor:
+    """`newton_schulz` of a stack (n, N, M) of matrices. Where each process holds some rows of every
+    matrix (FSDP), they trade rows first, so that each holds some matrices whole, and back after."""
+    if not hasattr(stack, "device_mesh"):
+        return newton_schulz(stack, steps)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh = stack.device_mesh
+    whole = [Shard(0) if p.is_shard() else p for p in stack.placements]
+    via = [Replicate()] * mesh.ndim if mesh.device_type == "cpu" else whole  # gloo cannot trade
+    mine = stack.redistribute(placements=via).redistribute(placements=whole).to_local()
+    shape = dict(shape=stack.shape, stride=stack.stride())
+    done = DTensor.from_local(newton_schulz(mine, steps).contiguous(), mesh, whole, **shape)
+    return done.redistribute(placements=via).redistribute(placements=stack.placements)
 
 # %% ../nbs/02a_optim.ipynb #9f0dc53b
 def _muon_update(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> None:
@@ -110,7 +126,7 @@ def _muon_update(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> Non
     for _, grad, mean in moves:
         mean.lerp_(grad, 1 - group["momentum"])
         ahead.append(grad.lerp(mean, group["momentum"]))  # Nesterov: one step further
-    directions = newton_schulz(torch.stack(ahead), group["steps"])  # (n, N, M)
+    directions = _orthogonalize(torch.stack(ahead), group["steps"])  # (n, N, M)
     scale = max(1, directions.shape[-2] / directions.shape[-1]) ** 0.5
     lr = group["lr"]
     for (p, _, _), direction in zip(moves, directions):
