@@ -8,6 +8,7 @@ __all__ = ['ring_all_reduce', 'all_reduce_gradients', 'GradientBuckets']
 # %% ../nbs/13_distributed.ipynb #13d0d003
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -96,7 +97,7 @@ class GradientBuckets:
         "Wait for every gradient of every bucket."
         self.missing = [len(bucket) for bucket in self.buckets]
         self.missing.append(1)  # no bucket: the end of the list, which is never full
-        self.sent: list[tuple[Tensor, dist.Work]] = []  # the buckets on their way, in order
+        self.sent: list[tuple[Tensor, Any]] = []  # the buckets on their way, in order
 
     def _arrived(self, p: nn.Parameter) -> None:
         "The hook: this parameter's gradient is ready."
