@@ -158,9 +158,9 @@ def activation_bytes(
         shared += 4 * T * config.head_size
     if checkpoint_every == 0:
         return config.n_layers * block + end + shared
-    n_inputs = math.ceil(config.n_layers / checkpoint_every)
-    piece = min(checkpoint_every, config.n_layers) * block
-    return n_inputs * 4 * B * T * config.d_model + max(piece, end) + shared
+    stream = 4 * B * T * config.d_model  # the input of a piece, which its first block keeps anyway
+    piece = min(checkpoint_every, config.n_layers) * block - stream
+    return math.ceil(config.n_layers / checkpoint_every) * stream + max(piece, end) + shared
 
 # %% ../nbs/05b_cost.ipynb #d7e65139
 def training_memory(
