@@ -8,7 +8,7 @@ __all__ = ['LiveBytes', 'local_bytes', 'held_bytes', 'SavedActivations']
 # %% ../nbs/13i_footprint.ipynb #13i0f003
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
