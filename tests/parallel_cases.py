@@ -9,9 +9,10 @@ one-process `reference`, written to a file, and `compare`, which runs on every r
 and returns how far this rank's losses and weights are from it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,15 +22,18 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from llm_course.checkpoint import bundled_model
+from llm_course.clipping import clip_grad_norm
 from llm_course.config import load_config
 from llm_course.corpus import Tales
 from llm_course.dataloader import Batches
+from llm_course.distributed import GradientBuckets, all_reduce_gradients
 from llm_course.formats import load_tokenizer
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
+from llm_course.optim import make_optimizer
 from llm_course.packing import Documents, tokenize_documents
-from llm_course.settings import TrainConfig
-from llm_course.throughput import World
+from llm_course.settings import TrainConfig, set_learning_rate
+from llm_course.throughput import World, summed_loss
 from llm_course.training import train
 
 DEMO = load_config("configs/train_small.yaml")
@@ -130,7 +134,49 @@ def fsdp(setting: Setting) -> Iterator[State]:
     yield from steps_of(setting, model, model, Group())
 
 
-CASES = {"ddp": (ddp, 2)}
+def by_hand(setting: Setting, start: Callable) -> Iterator[State]:
+    """Lesson 13's data parallelism in a loop written out. `start(model)` gives two functions: the
+    context of a backward pass that sends nothing, and what sums the gradients in the end."""
+    model = make_model(setting)
+    group = Group()
+    config = train_config(setting, group.world_size)
+    optimizer = make_optimizer(model, config)
+    no_sync, finish = start(model)
+    stream = batches(setting, group.rank, group.world_size)
+    for step in range(setting.steps):
+        set_learning_rate(optimizer, config, step)
+        large_batch = list(islice(stream, config.grad_accum_steps))
+        count = group.sum(sum(int((batch.targets != -100).sum()) for batch in large_batch))
+        losses = []
+        for batch in large_batch:
+            is_last = len(losses) + 1 == len(large_batch)
+            with nullcontext() if is_last else no_sync():
+                loss = summed_loss(model, batch)[0] / count
+                loss.backward()
+            losses.append(loss.detach())
+        finish()
+        clip_grad_norm(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        model.zero_grad()
+        yield group.sum(torch.stack(losses).sum()).item(), whole(model)
+
+
+def naive(setting: Setting) -> Iterator[State]:
+    "One all-reduce a parameter, after the backward pass."
+    return by_hand(setting, lambda model: (nullcontext, partial(all_reduce_gradients, model)))
+
+
+def bucketed(setting: Setting) -> Iterator[State]:
+    "Small buckets, so that there are several, sent during the backward pass."
+
+    def start(model):
+        buckets = GradientBuckets(model, bucket_bytes=300_000)
+        return buckets.no_sync, buckets.finish
+
+    return by_hand(setting, start)
+
+
+CASES = {"ddp": (ddp, 2), "naive": (naive, 2), "bucketed": (bucketed, 2)}
 
 
 def reference(setting: Setting, path) -> None:
