@@ -67,29 +67,57 @@ def _apply_quintics(x: Tensor, gram: Tensor, quintics: tuple) -> Tensor:
         product = factor @ product
     return product @ x
 
+# %% ../nbs/02a_optim.ipynb #06af05b9
+def _in_bfloat16(x: Tensor, quintics: tuple) -> Tensor:
+    "The steps for (n, N, M) matrices, N at most M, each as a·x + (b·gram + c·gram²) x."
+    x = 0.98 * _shrink(x.bfloat16())[0]
+    for a, b, c in quintics:
+        gram = x @ x.mT
+        higher = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, higher, x, beta=a)
+    return x
+
 # %% ../nbs/02a_optim.ipynb #06af05b8
 def newton_schulz(
     matrix: Tensor,  # (..., N, M), each (N, M) for itself
     steps: int = 5,  # more steps bring the singular values closer to 1
 ) -> Tensor:         # (..., N, M), all singular values near 1
     """Newton-Schulz iteration: keep a matrix's directions and even out its strengths, with matrix
-    products alone (Jordan 2024). In float32, on a GPU in bfloat16; a matrix whose norm is below
-    1e-7 stays small. ValueError for a vector."""
+    products alone (Jordan 2024). In float32, on a GPU in bfloat16, or in float64 where the matrix
+    is; one whose norm is below 1e-7 stays small. ValueError for a vector."""
     if matrix.dim() < 2:
         raise ValueError(f"newton_schulz needs matrices, not {tuple(matrix.shape)}; use AdamW.")
     if matrix.shape[-2] > matrix.shape[-1]:
         return newton_schulz(matrix.mT, steps).mT
     x = matrix.reshape(-1, *matrix.shape[-2:])  # (n, N, M), N at most M
-    x, gram = _shrink(x.bfloat16() if x.is_cuda else x.float())
     quintics = (_QUINTICS + steps * _QUINTICS[-1:])[:steps]  # the last row repeats
-    # float32 is exact enough to multiply a wide x once for five steps, which costs less
-    is_wide = x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]
+    if x.is_cuda and x.dtype != torch.float64:
+        return _in_bfloat16(x, quintics).reshape(matrix.shape).to(matrix.dtype)
+    x, gram = _shrink(x.to(torch.promote_types(x.dtype, torch.float32)))
+    # a wide x is multiplied once for five steps, which costs less
+    is_wide = x.shape[-1] >= 2 * x.shape[-2]
     at_once = 5 if is_wide else 1
     for i in range(0, steps, at_once):
         if i > 0:
             gram = x @ x.mT
         x = _apply_quintics(x, gram, quintics[i : i + at_once])
     return x.reshape(matrix.shape).to(matrix.dtype)
+
+# %% ../nbs/02a_optim.ipynb #02a-whole-matrices
+def _orthogonalize(stack: Tensor, steps: int) -> Tensor:
+    """`newton_schulz` of a stack (n, N, M) of matrices. Where each process holds some rows of every
+    matrix (FSDP), they trade rows first, so that each holds some matrices whole, and back after."""
+    if not hasattr(stack, "device_mesh"):
+        return newton_schulz(stack, steps)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh = stack.device_mesh
+    whole = [Shard(0) if p.is_shard() else p for p in stack.placements]
+    via = [Replicate()] * mesh.ndim if mesh.device_type == "cpu" else whole  # gloo cannot trade
+    mine = stack.redistribute(placements=via).redistribute(placements=whole).to_local()
+    shape = dict(shape=stack.shape, stride=stack.stride())
+    done = DTensor.from_local(newton_schulz(mine, steps).contiguous(), mesh, whole, **shape)
+    return done.redistribute(placements=via).redistribute(placements=stack.placements)
 
 # %% ../nbs/02a_optim.ipynb #9f0dc53b
 def _muon_update(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> None:
@@ -98,7 +126,7 @@ def _muon_update(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict) -> Non
     for _, grad, mean in moves:
         mean.lerp_(grad, 1 - group["momentum"])
         ahead.append(grad.lerp(mean, group["momentum"]))  # Nesterov: one step further
-    directions = newton_schulz(torch.stack(ahead), group["steps"])  # (n, N, M)
+    directions = _orthogonalize(torch.stack(ahead), group["steps"])  # (n, N, M)
     scale = max(1, directions.shape[-2] / directions.shape[-1]) ** 0.5
     lr = group["lr"]
     for (p, _, _), direction in zip(moves, directions):

@@ -27,7 +27,8 @@ LESSON = re.compile(r"(\d\d)([a-z]?)_")                  # 03_attention: the roa
 BY_HAND = {"__init__", "widgets.__init__", "_modidx"}
 # What every exported module may import, and what none below the commands may.
 FOR_ALL = {"files", "locks", "seals", "strangers", "workers", "hooks"}
-FOR_NOTEBOOKS = {"fonts", "viz", "viz_text", "diagrams", "track", "widgets", "checks"}
+FOR_NOTEBOOKS = {"fonts", "viz", "viz_text", "track", "widgets", "checks"}
+FOR_NOTEBOOKS |= {"diagrams", "diagrams_ranks"}
 TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers", "commands")
 
 

@@ -1,0 +1,210 @@
+"""What tests/test_parallel.py proves: one training, made by one process and by several.
+
+A **case** is a generator function `case(setting)` that runs on every rank of a process group. It
+trains the model of `make_model(setting)` on this rank's part of the global batches and yields, after
+each optimizer step, the loss over the global batch and the weights that this rank can give, whole, by
+their names in the one-process model: all of them, or those of its stage; what is cut is put together
+first. Add yours to CASES, with the number of ranks it wants. Everything else is here: the
+one-process `reference`, written to a file, and `compare`, which runs on every rank, reads that file
+and returns how far this rank's losses and weights are from it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+
+from llm_course.checkpoint import bundled_model
+from llm_course.clipping import clip_grad_norm
+from llm_course.config import load_config
+from llm_course.corpus import Tales
+from llm_course.dataloader import Batches
+from llm_course.distributed import GradientBuckets, all_reduce_gradients
+from llm_course.formats import load_tokenizer
+from llm_course.gpt import GPT
+from llm_course.model_config import GPTConfig
+from llm_course.optim import make_optimizer
+from llm_course.packing import Documents, tokenize_documents
+from llm_course.settings import TrainConfig, set_learning_rate
+from llm_course.throughput import World, summed_loss
+from llm_course.training import train
+
+DEMO = load_config("configs/train_small.yaml")
+State = tuple[float, dict[str, Tensor]]  # loss of a step, weights after it
+
+
+@dataclass(frozen=True)
+class Setting:
+    "One training: the demo's, with one layer, on four rows of 64 tokens, and what is changed in it."
+
+    optimizer: str = "adamw"
+    dtype: str = "float64"                                # of weights and activations
+    steps: int = 50
+    rows: int = 4                                         # of a global batch, over all ranks
+    model: dict[str, Any] = field(default_factory=dict)   # changes to the demo's GPTConfig
+    train: dict[str, Any] = field(default_factory=dict)   # changes to its TrainConfig
+    frozen: tuple[str, ...] = ()                          # beginnings of names
+    uneven: bool = False                                  # the first row has 3 targets
+
+
+def model_config(setting: Setting) -> GPTConfig:
+    return GPTConfig(**{**vars(DEMO.model), "n_layers": 1, **setting.model})
+
+
+def train_config(setting: Setting, world_size: int = 1) -> TrainConfig:
+    changes = dict(optimizer=setting.optimizer, batch_size=setting.rows // world_size, seq_len=64)
+    if setting.optimizer == "adamw":
+        changes["muon_lr"] = None
+    return TrainConfig(**{**vars(DEMO.train), **changes, "device": "cpu", **setting.train})
+
+
+def make_model(setting: Setting) -> GPT:
+    "The same weights on every rank."
+    torch.manual_seed(0)
+    model = GPT(model_config(setting)).to(getattr(torch, setting.dtype))
+    for name, p in model.named_parameters():
+        if name.startswith(setting.frozen or ("no parameter",)):
+            p.requires_grad_(False)
+    return model
+
+
+@cache
+def documents() -> Documents:
+    return tokenize_documents(Tales().generate(600), load_tokenizer(bundled_model()))
+
+
+def batches(setting: Setting, rank: int = 0, world_size: int = 1) -> Iterator:
+    "This rank's rows of the global batches: the course's own packed rows of Tales."
+    rows = setting.rows // world_size
+    for batch in Batches(documents(), rows, 64, seed=0, rank=rank, world_size=world_size):
+        if setting.uneven and rank == 0:
+            batch.targets[0, 3:] = -100
+        yield batch
+
+
+class Group(World):
+    "The process group of this rank."
+
+    def __init__(self):
+        super().__init__(dist.get_rank(), dist.get_world_size())
+
+    def sum(self, x):
+        total = torch.as_tensor(x).detach().clone()
+        dist.all_reduce(total)
+        return total if isinstance(x, Tensor) else total.item()
+
+
+def whole(model: torch.nn.Module) -> dict[str, Tensor]:
+    "All weights by name, shards put together; a tied head counts once."
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    return {name: getattr(p, "full_tensor", p.clone)() for name, p in tensors.items()}
+
+
+def steps_of(setting: Setting, model, runner, world: World, optimizer=None) -> Iterator[State]:
+    "Train by the course's own loop; the loss of each step, and the weights of `model` after it."
+    config = train_config(setting, world.world_size)
+    rows = batches(setting, world.rank, world.world_size)
+    for metrics in islice(train(runner, rows, config, optimizer, world=world), setting.steps):
+        yield metrics.loss, whole(model)
+
+
+def alone(setting: Setting) -> Iterator[State]:
+    "The reference: one process, the whole batch."
+    model = make_model(setting)
+    yield from steps_of(setting, model, model, World())
+
+
+def ddp(setting: Setting) -> Iterator[State]:
+    model = make_model(setting)
+    yield from steps_of(setting, model, model, Group())
+
+
+def fsdp(setting: Setting) -> Iterator[State]:
+    model = make_model(setting)
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    yield from steps_of(setting, model, model, Group())
+
+
+def by_hand(setting: Setting, start: Callable) -> Iterator[State]:
+    """Lesson 13's data parallelism in a loop written out. `start(model)` gives two functions: the
+    context of a backward pass that sends nothing, and what sums the gradients in the end."""
+    model = make_model(setting)
+    group = Group()
+    config = train_config(setting, group.world_size)
+    optimizer = make_optimizer(model, config)
+    no_sync, finish = start(model)
+    stream = batches(setting, group.rank, group.world_size)
+    for step in range(setting.steps):
+        set_learning_rate(optimizer, config, step)
+        large_batch = list(islice(stream, config.grad_accum_steps))
+        count = group.sum(sum(int((batch.targets != -100).sum()) for batch in large_batch))
+        losses = []
+        for batch in large_batch:
+            is_last = len(losses) + 1 == len(large_batch)
+            with nullcontext() if is_last else no_sync():
+                loss = summed_loss(model, batch)[0] / count
+                loss.backward()
+            losses.append(loss.detach())
+        finish()
+        clip_grad_norm(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        model.zero_grad()
+        yield group.sum(torch.stack(losses).sum()).item(), whole(model)
+
+
+def naive(setting: Setting) -> Iterator[State]:
+    "One all-reduce a parameter, after the backward pass."
+    return by_hand(setting, lambda model: (nullcontext, partial(all_reduce_gradients, model)))
+
+
+def bucketed(setting: Setting) -> Iterator[State]:
+    "Small buckets, so that there are several, sent during the backward pass."
+
+    def start(model):
+        buckets = GradientBuckets(model, bucket_bytes=300_000)
+        return buckets.no_sync, buckets.finish
+
+    return by_hand(setting, start)
+
+
+CASES = {"ddp": (ddp, 2), "naive": (naive, 2), "bucketed": (bucketed, 2)}
+
+
+def reference(setting: Setting, path) -> None:
+    "Train in this process, and keep the losses and the weights after each step in a file."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    losses, weights = zip(*alone(setting))
+    torch.set_num_threads(threads)
+    torch.save({"losses": losses, "weights": weights}, path)
+
+
+class Difference(NamedTuple):
+    "How far one rank is from the reference, at most, over all steps."
+    steps: int
+    loss: float      # nats
+    weight: float
+    names: set[str]  # of the weights that this rank could give
+
+
+def compare(name: str, setting: Setting, path) -> Difference:
+    "Run a case on this rank and compare it with the reference after each step."
+    expected = torch.load(path, mmap=True)
+    case, _ = CASES[name]
+    losses = []
+    weights = []
+    for loss, mine in case(setting):
+        step = len(losses)
+        right = expected["weights"][step]
+        losses.append(abs(loss - expected["losses"][step]))
+        weights.append(max(float((mine[n] - right[n]).abs().max()) for n in mine))
+    return Difference(len(losses), max(losses), max(weights), set(mine))
