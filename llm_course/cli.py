@@ -5,12 +5,20 @@
 # %% auto #0
 __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate']
 
+# %% ../nbs/90_cli.ipynb #90c0m001
+import sys
+
+if __name__ == "__main__" and "__file__" in globals():  # python -m llm_course.cli, and no notebook
+    from llm_course.commands import main
+
+    sys.exit(main())  # before anything large is loaded
+
 # %% ../nbs/90_cli.ipynb #8a959baf
 import argparse
 import random
 import shlex
-import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,10 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from .chat import Prompt
 from .config import RunConfig, flat_settings, load_config
+from .context import unwrap
 from .cost import parameter_count
 from .dataloader import Batches
 from .devices import pick_device
@@ -32,6 +42,14 @@ from .locks import lock_folder
 from .model_config import GPTConfig
 from .optim import make_optimizer
 from .preflight import check_step, preflight
+from llm_course.processes import (
+    on_rank_0,
+    one_voice,
+    process_group,
+    rows_of_rank,
+    seed_rank,
+    wrap,
+)
 from .report import report_tales, report_text
 from .resume import check_resume, data_facts, settle
 from .run_folder import resolve_checkpoint
@@ -54,6 +72,7 @@ from .terminal import steady_output, stop_signals
 from .text_files import Skipped
 from .throughput import optimize_for_training
 from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
+from .world import World
 from .writing import prompt_ids
 
 # %% ../nbs/90_cli.ipynb #e2922ffd
@@ -117,14 +136,14 @@ class _Parts(NamedTuple):
 
     tokenizer: Any
     data: TokenDataset
-    model: GPT
+    model: nn.Module  # as it is trained: with several processes, in what makes them one
     optimizer: Any
     batches: Batches
     valid: Batches
     facts: dict[str, str]  # what the run is of
 
 
-def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
+def _make_parts(config: RunConfig, run: Path, resume: bool, world: World) -> _Parts:
     "All parts of a training, when everything that can be checked has been."
     settings = config.train
     tokenizer, data, held_out = open_data(config)
@@ -132,7 +151,8 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
         what = f"model.vocab_size={config.model.vocab_size}, and {tokenizer} decides it"
         raise ValueError(f"{what}: leave it out, or give tokenizer.vocab_size.")
     config.model.vocab_size = tokenizer.vocab_size
-    preflight(config)
+    sizes = (rows_of_rank(settings.batch_size, world), settings.seq_len)
+    preflight(config, world)
     facts = data_facts(tokenizer, data, held_out)
     text = f"{len(data):,} documents of {text_of(data, config)}, {data.n_targets:,} targets"
     print(f"data        {text}; {len(held_out):,} held out")
@@ -141,39 +161,46 @@ def _make_parts(config: RunConfig, run: Path, resume: bool) -> _Parts:
             print(f"changed     {name}: {was} → {now}")
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(settings.seed)
-    model = GPT(config.model).to(pick_device(settings.device))
+    model = GPT(config.model)
     optimize_for_training(model)
+    runner = wrap(model, config.parallel, pick_device(settings.device))
     optimizer = make_optimizer(model, settings)
-    sizes = (settings.batch_size, settings.seq_len)
-    pack = partial(Batches, mask_documents=config.corpus.mask_documents)
+    if world.world_size > 1:
+        seed_rank(settings.seed, world)
+    share = dict(rank=world.rank, world_size=world.world_size)
+    pack = partial(Batches, mask_documents=config.corpus.mask_documents, **share)
     batches = pack(data, *sizes, seed=settings.seed)
     check_step(settings, batches.batches_per_epoch)
     valid = pack(held_out, *sizes, epochs=1)
-    return _Parts(tokenizer, data, model, optimizer, batches, valid, facts)
+    return _Parts(tokenizer, data, runner, optimizer, batches, valid, facts)
 
 
-def _train(config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: bool) -> bool:
+def _train(
+    config: RunConfig, run: Path, parts: _Parts, resume: bool, fresh: bool, world: World
+) -> bool:
     "Train, and print what came of it. True when a signal stopped it before its last step."
     settings = config.train
     model = parts.model
     optimizer = parts.optimizer
     batches = parts.batches
-    start = start_or_resume(run, model, optimizer, batches, resume, fresh)
+    start = start_or_resume(run, model, optimizer, batches, resume, fresh, world)
     epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
     print(
-        f"model       {parameter_count(model):,} parameters, from step {start:,} to "
+        f"model       {parameter_count(unwrap(model)):,} parameters, from step {start:,} to "
         f"{settings.max_steps:,}, about {epochs:.2f} epochs"
     )
     say_epochs(epochs, settings.patience)
-    rest = (parts.valid, start, parts.facts)
+    rest = (parts.valid, start, parts.facts, world)
     stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
-    floor = token_floor(config, parts.data)
-    print_results(run, config, start, floor, text_of(parts.data, config))
+    if world.rank == 0:
+        floor = token_floor(config, parts.data)
+        print_results(run, config, start, floor, text_of(parts.data, config))
     return stopped
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
 @command
 @steady_output()
+@one_voice()
 def llm_train(
     argv: list[str],  # the words behind the command's name
 ) -> int:
@@ -185,14 +212,15 @@ def llm_train(
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
     args = parser.parse_intermixed_args(argv)
     run = _run_folder(args)
-    with lock_folder(run):
-        settle(run)
-        config = _run_config(args)
-        parts = _make_parts(config, run, args.resume)
-        with stop_signals() as signals:
-            if _train(config, run, parts, args.resume, args.fresh):
-                again = [word for word in argv if word not in ("--fresh", "--resume")]
-                print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
+    config = _run_config(args)
+    with process_group(config.parallel, config.train.device) as world:
+        with lock_folder(run) if world.rank == 0 else nullcontext():
+            on_rank_0(world, settle, run)
+            parts = _make_parts(config, run, args.resume, world)
+            with stop_signals() as signals:
+                if _train(config, run, parts, args.resume, args.fresh, world):
+                    again = [word for word in argv if word not in ("--fresh", "--resume")]
+                    print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
     return 128 + signals[0] if signals else 0
 
 # %% ../nbs/90_cli.ipynb #b227ed09

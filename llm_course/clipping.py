@@ -7,16 +7,41 @@ __all__ = ['grad_norm', 'clip_grad_norm']
 
 # %% ../nbs/02c_clipping.ipynb #02c00001
 import math
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # %% ../nbs/02c_clipping.ipynb #5bd56086
+def _length(grads: list[Any]) -> Tensor:
+    "The length of tensors laid end to end."
+    return torch.stack([grad.norm() for grad in grads]).norm()
+
+
+def _sharded_length(grads: list[Any]) -> Tensor:
+    "The same of tensors cut in one way over one mesh: the squares of all parts are added up."
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = grads[0].device_mesh
+    square = _length([grad.to_local() for grad in grads]) ** 2
+    parts = [Partial() if cut.is_shard() else Replicate() for cut in grads[0].placements]
+    return DTensor.from_local(square, mesh, parts).full_tensor().sqrt()
+
+
 def grad_norm(params: Iterable[Tensor]) -> Tensor:
-    "Gradient norm: the length of the gradients of all `params` laid end to end, a scalar."
-    lengths = [p.grad.norm() for p in params if p.grad is not None]
-    return torch.stack(lengths).norm() if lengths else torch.zeros(())
+    """Gradient norm: the length of the gradients of all `params` laid end to end, a scalar. Those
+    that are cut over several processes (DTensors) count as a whole."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if not any(hasattr(grad, "placements") for grad in grads):
+        return _length(grads) if grads else torch.zeros(())
+    alike = defaultdict(list)
+    for grad in grads:
+        key = (grad.device_mesh, grad.placements) if hasattr(grad, "placements") else None
+        alike[key].append(grad)
+    lengths = [_sharded_length(some) if key else _length(some) for key, some in alike.items()]
+    return _length(lengths)
 
 
 @torch.no_grad()

@@ -8,23 +8,27 @@ __all__ = ['start_or_resume', 'fit', 'plot_run', 'print_results']
 # %% ../nbs/90d_fit.ipynb #90d0f003
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
 from textwrap import shorten
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
+from .context import unwrap
 from .cost import peak_flops
 from .dataloader import Batches
 from .devices import pick_device
 from .files import atomic_file
-from .gpt import GPT
 from .measure import StepMetrics, has_risen
+from .processes import on_rank_0
 from .resume import put_aside, settle
 from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
@@ -34,9 +38,10 @@ from .throughput import NonFiniteLossError
 from .track import Tracker, read_metrics
 from .training import train
 from .viz import plot_loss
+from .world import ALONE, World
 
 # %% ../nbs/90d_fit.ipynb #62f09a14
-def _resume(run: Path, model: GPT, optimizer, batches: Batches) -> int:
+def _resume(run: Path, model: nn.Module, optimizer, batches: Batches) -> int:
     "Load the latest checkpoint; the optimizer's settings are the config's, not the saved ones."
     settings = []
     for group in optimizer.param_groups:
@@ -53,32 +58,42 @@ def _resume(run: Path, model: GPT, optimizer, batches: Batches) -> int:
 
 def start_or_resume(
     run: Path,          # the run's folder
-    model: GPT,         # gets the run's weights, if it goes on
+    model: nn.Module,   # gets the run's weights, if it goes on
     optimizer,          # gets its state; rates, decay and betas stay those that it was made with
     batches: Batches,   # get its position
     resume: bool,       # True: go on from the latest checkpoint
     fresh: bool,        # True: replace a run of the same name, which waits until this one is saved
+    world: World = ALONE,  # the processes that train together; each loads for itself
 ) -> int:               # the step to start from
     """Start a run, or resume it. Raises ValueError for a run that is there, where neither going on
     nor replacing it is asked for, or whose optimizer sorted the parameters in another way."""
-    settle(run)
+    on_rank_0(world, settle, run)
     if resume:
         return _resume(run, model, optimizer, batches)
     if list_checkpoints(run) and not fresh:
         what = f"{shown(run)} already holds a run, at {resolve_checkpoint(run).name}"
         raise ValueError(f"{what}: add --resume to go on, or --fresh to replace it.")
-    put_aside(run)
+    world.sum(0)  # all have looked
+    on_rank_0(world, put_aside, run)
     return 0
 
 # %% ../nbs/90d_fit.ipynb #90d0f011
+def _save(config: RunConfig, world: World, data: dict | None, *parts, valid_loss) -> None:
+    "Save a checkpoint: one process for itself, several together."
+    facts = asdict(config) | {"data": data}
+    how = dict(config=facts, valid_loss=valid_loss, keep=config.keep)
+    on_rank_0(world, partial(save_checkpoint, **how), *parts)
+
+
 def _lowest_loss(run: Path) -> float:
     "The lowest validation loss that a run has a checkpoint of; infinity where there is none."
     best = best_checkpoint(run)
     return math.inf if best is None else read_config(best)["valid_loss"]
 
 # %% ../nbs/90d_fit.ipynb #dc903cd9
-def _sample(config: RunConfig, model: GPT, tokenizer, step: int) -> str | None:
-    "What the model writes after this step, where a text is due, with a generator of its own."
+def _sample(config: RunConfig, model: Any, tokenizer, step: int) -> str | None:
+    """What the model writes after this step, where a text is due, with a generator of its own. All
+    ranks write the same text together, for a rank of FSDP has no model that could write alone."""
     every = config.track.sample_every
     if every == 0 or step % every:
         return None
@@ -118,13 +133,24 @@ def _why_over(losses: list[float]) -> str:
     return f"the run ends, {since} evaluations after the lowest validation loss, {min(losses):.4f}"
 
 
-def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start, data) -> bool:
+def _agree(world: World, is_stop: bool, is_best: bool, is_over: bool) -> list[bool]:
+    "What comes after a step, on all ranks alike: each may have heard a signal, rank 0 judges."
+    judges = world.rank == 0
+    marks = torch.tensor([is_stop, is_best and judges, is_over and judges], dtype=torch.int64)
+    return [mark > 0 for mark in world.sum(marks).tolist()]
+
+
+def _train_loop(
+    run, config, model, tokenizer, optimizer, batches, valid, start, data, world
+) -> bool:
     "What `fit` does, but for an error that it explains."
     last = config.train.max_steps
     track = config.track
     bar = tqdm(total=last, initial=start, unit=" steps", disable=None)
-    tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
-    save = partial(save_checkpoint, config=asdict(config) | {"data": data}, keep=config.keep)
+    tracker: Any = nullcontext()
+    if world.rank == 0:
+        tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
+    save = partial(_save, config, world, data)
     lowest = _lowest_loss(run)
     records = read_metrics(run)  # one for each step
     if len(records) < start:
@@ -132,10 +158,11 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
         print(f"records     {lost} of the first {start} steps are missing in metrics.jsonl")
     losses = [record["valid_loss"] for record in records if "valid_loss" in record]
     with tracker, stop_signals() as stopped, bar:
-        for metrics in train(model, batches, config.train, optimizer, valid, start):
+        for metrics in train(model, batches, config.train, optimizer, valid, start, world):
             step = metrics.step
-            text = _sample(config, model, tokenizer, step)
-            tracker.log(metrics, sample=text)
+            text = _sample(config, unwrap(model), tokenizer, step)
+            if world.rank == 0:
+                tracker.log(metrics, sample=text)
             _show(bar, metrics, text)
             is_due = step == last or step % config.save_every == 0
             loss = math.inf if metrics.valid_loss is None else metrics.valid_loss
@@ -145,11 +172,12 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
                 is_over = has_risen(losses, config.train.patience)
             is_best = loss < lowest
             lowest = min(lowest, loss)
-            is_stop = bool(stopped)  # asked once: what comes later is for the next step
+            # a signal that comes later is for the next step
+            is_stop, is_best, is_over = _agree(world, bool(stopped), is_best, is_over)
             if is_stop or is_due or is_best or is_over:
                 measured = metrics.valid_loss
                 save(run, step, model, tokenizer, optimizer, batches, valid_loss=measured)
-                settle(run)
+                on_rank_0(world, settle, run)
             if is_stop:
                 return step < last
             if is_over:
@@ -161,24 +189,28 @@ def _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start,
 def fit(
     run: Path,          # the run's folder
     config: RunConfig,  # saved with each checkpoint
-    model: GPT,         # trained in place
+    model: nn.Module,   # trained in place; with several processes, as `processes.wrap` made it
     tokenizer,          # saved with each checkpoint
     optimizer,          # made for the model
     batches: Batches,   # to train on
     valid: Batches,     # held out
     start: int,         # steps that were already made
     data: dict | None = None,  # saved with each checkpoint too: what `data_facts` found
+    world: World = ALONE,      # the processes that train together; rank 0 alone logs
 ) -> bool:              # True when a signal stopped it before its last step
-    """Training run: train with a progress bar, log each step, save checkpoints. A stop signal ends
-    it when the step is made and saved; in a block of `stop_signals`, they are that block's.
+    """Training run: train with a progress bar, log each step, save checkpoints. A stop signal to
+    any process ends it when the step is made and saved; in a block of `stop_signals`, they are that
+    block's.
 
     Raises FloatingPointError, and says where to return, before a step that would harm the model."""
+    parts = (model, tokenizer, optimizer, batches, valid)
     try:
-        return _train_loop(run, config, model, tokenizer, optimizer, batches, valid, start, data)
+        return _train_loop(run, config, *parts, start, data, world)
     except NonFiniteLossError as error:
         raise FloatingPointError(f"{error} {_where_to_return(run, config)}") from error
     finally:
-        settle(run)  # a run that was to be replaced comes back where nothing was saved
+        if world.rank == 0:
+            settle(run)  # a run that was to be replaced comes back where nothing was saved
 
 # %% ../nbs/90d_fit.ipynb #d0d76797
 def plot_run(

@@ -20,7 +20,8 @@ from .cost import flops_per_token, utilization
 from .model_config import GPTConfig
 from .packing import Batch
 from .settings import TrainConfig
-from .throughput import ALONE, World, summed_loss
+from .throughput import summed_loss
+from .world import ALONE, World
 
 # %% ../nbs/07f_measure.ipynb #7f99e167
 @torch.no_grad()

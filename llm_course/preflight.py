@@ -21,6 +21,7 @@ from .engine import SamplingParams
 from .model_config import GPTConfig
 from .settings import TrainConfig
 from .strangers import machine_memory
+from .world import ALONE, World
 
 # %% ../nbs/90i_preflight.ipynb #90i0p005
 def check_device(
@@ -59,12 +60,14 @@ def _memory(device: str) -> int:
 
 
 def check_memory(
-    config: RunConfig,  # its model, batch size, row length and device count
+    config: RunConfig,     # its model, batch size, row length, device and kind count
+    world: World = ALONE,  # the processes that share a batch and, with FSDP, the weights
 ) -> None:
-    "Memory check: ValueError for a training that needs more than its device has."
+    "Memory check: ValueError for a training that needs more than a process's device has."
     train = config.train
-    logits = train.batch_size * train.seq_len * config.model.vocab_size
-    needed = 4 * (4 * _least_weights(config.model) + 2 * logits)
+    logits = train.batch_size * train.seq_len * config.model.vocab_size / world.world_size
+    owners = world.world_size if config.parallel.kind == "fsdp" else 1
+    needed = 4 * (4 * _least_weights(config.model) / owners + 2 * logits)
     there = _memory(pick_device(train.device))
     if needed > there:
         raise ValueError(
@@ -112,10 +115,11 @@ def check_sampling(
 
 
 def preflight(
-    config: RunConfig,  # with the model's vocabulary
+    config: RunConfig,     # with the model's vocabulary
+    world: World = ALONE,  # the processes that train together
 ) -> None:
     "Preflight check of a run. ValueError for what cannot work on this machine."
     check_device(config.train.device)
-    check_memory(config)
+    check_memory(config, world)
     check_sampling(config, config.model.vocab_size)
     _check_plot(config.plot)

@@ -23,6 +23,7 @@ from .gpt import GPT
 from .hfconfig import config_from_hf, read_json
 from .preflight import check_device, check_sampling
 from .pretrained import is_hugging_face, load_any
+from .processes import is_first_to_complain
 from .run_folder import checkpoint_to_use, read_config
 from .runs import shown
 from .terminal import ReaderGone, guarded_output, interruptible, stop_code
@@ -100,7 +101,8 @@ def command(
                 if code is None and "--debug" in words:
                     traceback.print_exception(error)
                 sentence = _complaint(error) if code is None else "interrupted"
-                print(f"{function.__name__}: {sentence}", file=sys.stderr)
+                if is_first_to_complain():
+                    print(f"{function.__name__}: {sentence}", file=sys.stderr)
                 return code or 2
 
     return run

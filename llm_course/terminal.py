@@ -66,8 +66,9 @@ def leave_on_signals(
     "Crash-only stop: from now on a signal ends the process at once, with a line and its exit code."
 
     def leave(number, frame):
-        with suppress(OSError):
-            os.write(2, f"{name}: interrupted\n".encode())
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+            with suppress(OSError):
+                os.write(2, f"{name}: interrupted\n".encode())
         os._exit(128 + number)
 
     for number in _numbers():
