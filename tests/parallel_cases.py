@@ -4,14 +4,15 @@ A **case** is a generator function `case(setting)` that runs on every rank of a 
 trains the model of `make_model(setting)` on this rank's part of the global batches and yields, after
 each optimizer step, the loss over the global batch and the weights that this rank can give, whole, by
 their names in the one-process model: all of them, or those of its stage; what is cut is put together
-first. Add yours to CASES, with the number of ranks it wants. Everything else is here: the
-one-process `reference`, written to a file, and `compare`, which runs on every rank, reads that file
-and returns how far this rank's losses and weights are from it.
+first. `steps_of` does all of that for a model that the course's `train` can take. Add yours to CASES,
+with the number of ranks it wants. Everything else is here: the one-process `reference`, written to a
+file, and `compare`, which runs on every rank, reads that file and returns how far this rank's losses
+and weights are from it.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 
 from llm_course.checkpoint import bundled_model
 from llm_course.clipping import clip_grad_norm
@@ -32,7 +32,9 @@ from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
 from llm_course.optim import make_optimizer
 from llm_course.packing import Documents, tokenize_documents
+from llm_course.processes import ParallelConfig, wrap
 from llm_course.settings import TrainConfig, set_learning_rate
+from llm_course.sharded import ShardedOptimizer
 from llm_course.throughput import World, summed_loss
 from llm_course.training import train
 
@@ -44,7 +46,7 @@ State = tuple[float, dict[str, Tensor]]  # loss of a step, weights after it
 class Setting:
     "One training: the demo's, with one layer, on four rows of 64 tokens, and what is changed in it."
 
-    optimizer: str = "adamw"
+    optimizer: str = "adamw"                              # "adamw", "muon", "sgd"
     dtype: str = "float64"                                # of weights and activations
     steps: int = 50
     rows: int = 4                                         # of a global batch, over all ranks
@@ -55,14 +57,20 @@ class Setting:
 
 
 def model_config(setting: Setting) -> GPTConfig:
-    return GPTConfig(**{**vars(DEMO.model), "n_layers": 1, **setting.model})
+    return replace(DEMO.model, **{"n_layers": 1, **setting.model})
 
 
 def train_config(setting: Setting, world_size: int = 1) -> TrainConfig:
-    changes = dict(optimizer=setting.optimizer, batch_size=setting.rows // world_size, seq_len=64)
-    if setting.optimizer == "adamw":
-        changes["muon_lr"] = None
-    return TrainConfig(**{**vars(DEMO.train), **changes, "device": "cpu", **setting.train})
+    config = replace(DEMO.train, batch_size=setting.rows // world_size, seq_len=64, device="cpu")
+    if setting.optimizer != "muon":
+        config = replace(config, optimizer="adamw", muon_lr=None)
+    return replace(config, **setting.train)
+
+
+def optimizer_of(setting: Setting, model):
+    if setting.optimizer == "sgd":
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    return make_optimizer(model, train_config(setting))
 
 
 def make_model(setting: Setting) -> GPT:
@@ -89,16 +97,9 @@ def batches(setting: Setting, rank: int = 0, world_size: int = 1) -> Iterator:
         yield batch
 
 
-class Group(World):
+def group() -> World:
     "The process group of this rank."
-
-    def __init__(self):
-        super().__init__(dist.get_rank(), dist.get_world_size())
-
-    def sum(self, x):
-        total = torch.as_tensor(x).detach().clone()
-        dist.all_reduce(total)
-        return total if isinstance(x, Tensor) else total.item()
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 def whole(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -111,6 +112,7 @@ def steps_of(setting: Setting, model, runner, world: World, optimizer=None) -> I
     "Train by the course's own loop; the loss of each step, and the weights of `model` after it."
     config = train_config(setting, world.world_size)
     rows = batches(setting, world.rank, world.world_size)
+    optimizer = optimizer or optimizer_of(setting, runner)
     for metrics in islice(train(runner, rows, config, optimizer, world=world), setting.steps):
         yield metrics.loss, whole(model)
 
@@ -121,32 +123,53 @@ def alone(setting: Setting) -> Iterator[State]:
     yield from steps_of(setting, model, model, World())
 
 
+def in_rank_order(setting: Setting) -> Iterator[State]:
+    "Another one: one process that adds up the gradients of two ranks in their order, unclipped."
+    model = make_model(setting)
+    optimizer = optimizer_of(setting, model)
+    parts = zip(batches(setting, 0, 2), batches(setting, 1, 2))
+    for step, ranks in enumerate(islice(parts, setting.steps)):
+        set_learning_rate(optimizer, train_config(setting), step)
+        count = sum(int((batch.targets != -100).sum()) for batch in ranks)
+        losses = [summed_loss(model, batch)[0] / count for batch in ranks]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradients = [torch.autograd.grad(loss, trained) for loss in losses]
+        for p, first, second in zip(trained, *gradients):
+            p.grad = first + second
+        optimizer.step()
+        yield (losses[0] + losses[1]).item(), whole(model)
+
+
 def ddp(setting: Setting) -> Iterator[State]:
     model = make_model(setting)
-    yield from steps_of(setting, model, model, Group())
+    runner = wrap(model, ParallelConfig(kind="ddp"))
+    yield from steps_of(setting, model, runner, group())
 
 
 def fsdp(setting: Setting) -> Iterator[State]:
+    model = wrap(make_model(setting), ParallelConfig(kind="fsdp"))
+    yield from steps_of(setting, model, model, group())
+
+
+def zero1(setting: Setting) -> Iterator[State]:
     model = make_model(setting)
-    for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)
-    yield from steps_of(setting, model, model, Group())
+    sharded = ShardedOptimizer(optimizer_of(setting, model), group())
+    yield from steps_of(setting, model, model, group(), sharded)
 
 
 def by_hand(setting: Setting, start: Callable) -> Iterator[State]:
     """Lesson 13's data parallelism in a loop written out. `start(model)` gives two functions: the
     context of a backward pass that sends nothing, and what sums the gradients in the end."""
     model = make_model(setting)
-    group = Group()
-    config = train_config(setting, group.world_size)
-    optimizer = make_optimizer(model, config)
+    world = group()
+    config = train_config(setting, world.world_size)
+    optimizer = optimizer_of(setting, model)
     no_sync, finish = start(model)
-    stream = batches(setting, group.rank, group.world_size)
+    stream = batches(setting, world.rank, world.world_size)
     for step in range(setting.steps):
         set_learning_rate(optimizer, config, step)
         large_batch = list(islice(stream, config.grad_accum_steps))
-        count = group.sum(sum(int((batch.targets != -100).sum()) for batch in large_batch))
+        count = world.sum(sum(int((batch.targets != -100).sum()) for batch in large_batch))
         losses = []
         for batch in large_batch:
             is_last = len(losses) + 1 == len(large_batch)
@@ -158,7 +181,7 @@ def by_hand(setting: Setting, start: Callable) -> Iterator[State]:
         clip_grad_norm(model.parameters(), config.max_grad_norm)
         optimizer.step()
         model.zero_grad()
-        yield group.sum(torch.stack(losses).sum()).item(), whole(model)
+        yield world.sum(torch.stack(losses).sum()).item(), whole(model)
 
 
 def naive(setting: Setting) -> Iterator[State]:
@@ -176,14 +199,20 @@ def bucketed(setting: Setting) -> Iterator[State]:
     return by_hand(setting, start)
 
 
-CASES = {"ddp": (ddp, 2), "naive": (naive, 2), "bucketed": (bucketed, 2)}
+CASES = {
+    "ddp": (ddp, 2),
+    "naive": (naive, 2),
+    "bucketed": (bucketed, 2),
+    "zero1": (zero1, 2),
+    "fsdp": (fsdp, 2),
+}
 
 
-def reference(setting: Setting, path) -> None:
+def reference(setting: Setting, path, case=alone) -> None:
     "Train in this process, and keep the losses and the weights after each step in a file."
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    losses, weights = zip(*alone(setting))
+    torch.set_num_threads(1)  # as each rank has
+    losses, weights = zip(*case(setting))
     torch.set_num_threads(threads)
     torch.save({"losses": losses, "weights": weights}, path)
 
