@@ -51,7 +51,7 @@ from llm_course.processes import (
     wrap,
 )
 from .report import report_tales, report_text
-from .resume import check_resume, data_facts, settle
+from .resume import check_resume, data_facts, goes_on, settle
 from .run_folder import resolve_checkpoint
 from llm_course.runs import (
     check_corpus,
@@ -212,6 +212,7 @@ def llm_train(
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
     args = parser.parse_intermixed_args(argv)
     run = _run_folder(args)
+    args.resume = goes_on(run, args.resume)
     config = _run_config(args)
     with process_group(config.parallel, config.train.device) as world:
         with lock_folder(run) if world.rank == 0 else nullcontext():
