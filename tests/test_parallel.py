@@ -28,6 +28,7 @@ def check(pools, tmp_path_factory):
     known = []
 
     def check(name, setting, loss=1e-9, weight=1e-9, by=cases.alone):
+        setting = cases.setting_for(name, setting)
         key = (setting, by)
         if key not in known:
             cases.reference(setting, folder / f"{len(known)}.pt", by)
@@ -99,6 +100,40 @@ VARIATIONS = {
 @pytest.mark.parametrize("name", ["ddp", "zero1", "fsdp"])
 def test_variations(check, name, variation):
     check(name, VARIATIONS[variation], loss=1e-12, weight=1e-12)
+
+
+CUT = pytest.mark.parametrize("name", ["tensor", "ddp_tensor", "gpipe", "1f1b"])
+
+
+@CUT
+def test_all_variations_of_a_cut_model(check, name):
+    check(name, VARIATIONS["all, by Muon"], loss=1e-12, weight=1e-12)
+
+
+@pytest.mark.slow
+@CUT
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_variations_of_a_cut_model(check, name, variation):
+    check(name, VARIATIONS[variation], loss=1e-12, weight=1e-12)
+
+
+PARTS = {
+    "gated": dict(mlp="swiglu", norm_position="post"),
+    "older": dict(
+        mlp="gelu",
+        bias=True,
+        norm="layernorm",
+        qk_norm=False,
+        position_encoding="learned",
+        logit_softcap=20.0,
+    ),
+}
+
+
+@CUT
+@pytest.mark.parametrize("parts", PARTS)
+def test_other_parts_of_a_cut_model(check, name, parts):
+    check(name, replace(PLAIN, steps=2, model=PARTS[parts]), loss=1e-12, weight=1e-12)
 
 
 def test_each_variation_changes_the_training():
