@@ -69,7 +69,8 @@ def model_config(setting: Setting) -> GPTConfig:
 def train_config(setting: Setting, world_size: int = 1) -> TrainConfig:
     config = replace(DEMO.train, batch_size=setting.rows // world_size, seq_len=64, device="cpu")
     if setting.optimizer != "muon":
-        config = replace(config, optimizer="adamw", muon_lr=None)
+        # the demo's rate is for Muon's companion; for all weights AdamW has that of base.yaml
+        config = replace(config, optimizer="adamw", muon_lr=None, lr=TrainConfig.lr)
     return replace(config, **setting.train)
 
 

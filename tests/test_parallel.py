@@ -57,7 +57,7 @@ def test_float64_is_the_training_of_one_process(check, name, optimizer):
 @OPTIMIZERS
 @EVERY
 def test_float32_has_the_losses_of_one_process(check, name, optimizer):
-    check(name, Setting(optimizer, "float32", steps=8), loss=1e-5, weight=1e-2)
+    check(name, Setting(optimizer, "float32", steps=8), loss=1e-5, weight=1e-3)
 
 
 @pytest.mark.slow
@@ -65,8 +65,7 @@ def test_float32_has_the_losses_of_one_process(check, name, optimizer):
 @EVERY
 def test_fifty_steps(check, name, optimizer):
     check(name, Setting(optimizer))
-    # 8 rows: with 4, AdamW's steps along a vanishing gradient bring FSDP to 1.03e-5
-    check(name, Setting(optimizer, "float32", rows=8), loss=1e-5, weight=1e-1)
+    check(name, Setting(optimizer, "float32"), loss=1e-5, weight=1e-3)
 
 
 @pytest.mark.parametrize("tied", [False, True])
