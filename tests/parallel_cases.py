@@ -69,8 +69,8 @@ def model_config(setting: Setting) -> GPTConfig:
 def train_config(setting: Setting, world_size: int = 1) -> TrainConfig:
     config = replace(DEMO.train, batch_size=setting.rows // world_size, seq_len=64, device="cpu")
     if setting.optimizer != "muon":
-        # the demo's rate is for Muon's companion; for all weights AdamW has that of base.yaml
-        config = replace(config, optimizer="adamw", muon_lr=None, lr=TrainConfig.lr)
+        # base.yaml's rate: the demo's is meant for the embedding and the head alone
+        config = replace(config, optimizer="adamw", lr=0.003, muon_lr=None)
     return replace(config, **setting.train)
 
 

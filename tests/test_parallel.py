@@ -44,7 +44,13 @@ def check(pools, tmp_path_factory):
     return check
 
 
-EVERY = pytest.mark.parametrize("name", CASES)
+def each(*names):
+    "The names of cases; GPipe computes what 1F1B does, so it waits for the slow tests."
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=slow if name == "gpipe" else ()) for name in names]
+
+
+EVERY = pytest.mark.parametrize("name", each(*CASES))
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 
 
@@ -101,7 +107,7 @@ def test_variations(check, name, variation):
     check(name, VARIATIONS[variation], loss=1e-12, weight=1e-12)
 
 
-CUT = pytest.mark.parametrize("name", ["tensor", "ddp_tensor", "gpipe", "1f1b"])
+CUT = pytest.mark.parametrize("name", each("tensor", "ddp_tensor", "gpipe", "1f1b"))
 
 
 @CUT
