@@ -42,7 +42,7 @@ from .optim import make_optimizer
 from .preflight import check_step, preflight
 from .processes import on_rank_0, one_voice, process_group, seed_rank, wrap
 from .report import report_tales, report_text
-from .resume import check_resume, settle
+from .resume import check_resume, goes_on, settle
 from .run_folder import resolve_checkpoint
 from .run_text import RunText, open_text
 from llm_course.runs import (
@@ -194,6 +194,7 @@ def llm_train(
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
     args = parser.parse_intermixed_args(argv)
     run = _run_folder(args)
+    args.resume = goes_on(run, args.resume)
     config = _run_config(args)
     with process_group(config.parallel, config.train.device) as world:
         with lock_folder(run) if world.rank == 0 else nullcontext():

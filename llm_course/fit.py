@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
 from .context import unwrap
 from .cost import peak_flops
@@ -33,6 +32,7 @@ from .resume import put_aside, settle
 from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
 from .sampling import generate_text
+from .sharded_checkpoint import load_parallel, save_parallel
 from .terminal import stop_signals
 from .throughput import NonFiniteLossError
 from .track import Tracker, read_metrics
@@ -41,12 +41,12 @@ from .viz import plot_loss
 from .world import ALONE, World
 
 # %% ../nbs/90d_fit.ipynb #62f09a14
-def _resume(run: Path, model: nn.Module, optimizer, batches: Batches) -> int:
+def _resume(run: Path, model: nn.Module, optimizer, batches: Batches, world: World) -> int:
     "Load the latest checkpoint; the optimizer's settings are the config's, not the saved ones."
     settings = []
     for group in optimizer.param_groups:
         settings.append({name: x for name, x in group.items() if name != "params"})
-    step = load_checkpoint(run, model, optimizer, batches)
+    step = load_parallel(run, model, optimizer, batches, world)
     for group, wanted in zip(optimizer.param_groups, settings):
         if group.get("role") != wanted.get("role"):
             roles = f"{group.get('role')!r}, where this one has {wanted.get('role')!r}"
@@ -63,13 +63,13 @@ def start_or_resume(
     batches: Batches,   # get its position
     resume: bool,       # True: go on from the latest checkpoint
     fresh: bool,        # True: replace a run of the same name, which waits until this one is saved
-    world: World = ALONE,  # the processes that train together; each loads for itself
+    world: World = ALONE,  # the processes that train together
 ) -> int:               # the step to start from
     """Start a run, or resume it. Raises ValueError for a run that is there, where neither going on
     nor replacing it is asked for, or whose optimizer sorted the parameters in another way."""
     on_rank_0(world, settle, run)
     if resume:
-        return _resume(run, model, optimizer, batches)
+        return _resume(run, model, optimizer, batches, world)
     if list_checkpoints(run) and not fresh:
         what = f"{shown(run)} already holds a run, at {resolve_checkpoint(run).name}"
         raise ValueError(f"{what}: add --resume to go on, or --fresh to replace it.")
@@ -78,13 +78,6 @@ def start_or_resume(
     return 0
 
 # %% ../nbs/90d_fit.ipynb #90d0f011
-def _save(config: RunConfig, world: World, data: dict | None, *parts, valid_loss) -> None:
-    "Save a checkpoint: one process for itself, several together."
-    facts = asdict(config) | {"data": data}
-    how = dict(config=facts, valid_loss=valid_loss, keep=config.keep)
-    on_rank_0(world, partial(save_checkpoint, **how), *parts)
-
-
 def _lowest_loss(run: Path) -> float:
     "The lowest validation loss that a run has a checkpoint of; infinity where there is none."
     best = best_checkpoint(run)
@@ -150,7 +143,8 @@ def _train_loop(
     tracker: Any = nullcontext()
     if world.rank == 0:
         tracker = Tracker(run, start, track.tensorboard, track.wandb, track.wandb_mode)
-    save = partial(_save, config, world, data)
+    facts = asdict(config) | {"data": data}
+    save = partial(save_parallel, config=facts, keep=config.keep, world=world)
     lowest = _lowest_loss(run)
     records = read_metrics(run)  # one for each step
     if len(records) < start:
