@@ -246,6 +246,10 @@ def test_a_lost_connection_is_waited_for(stories, monkeypatch, capsys):
         assert list(DocumentStream(data, epochs=1)) == TRAIN
         said = capsys.readouterr().err
         assert said.count("connection lost at item") == 3 and "try 2 of 8 in 1 s." in said
+        trouble.failures = 2
+        monkeypatch.setattr("llm_course.sources.open_hub", lambda *choice: data)
+        monkeypatch.setattr("llm_course.sources.read_on", partial(read_on, sleep=waits.append))
+        assert list(load_documents("hf:someone/stories")) == STORIES and not trouble.failures
         waits.clear()
         stream = DocumentStream(data, epochs=1)
         before = list(islice(stream, 200))
