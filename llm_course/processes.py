@@ -65,8 +65,8 @@ def _take_gpu() -> None:
     n_gpus = torch.cuda.device_count()
     if n_processes > n_gpus:
         raise ValueError(
-            f"{n_processes} processes want a GPU each, and this machine has {n_gpus}: start "
-            f"{n_gpus} by torchrun --nproc-per-node={n_gpus}, or give train.device=cpu."
+            f"{n_processes} processes want a GPU each, and this machine has {n_gpus}: give torchrun "
+            f"--nproc-per-node as many as it has, or train.device=cpu."
         )
     torch.cuda.set_device(torchrun_number("LOCAL_RANK", 0))
 
@@ -221,7 +221,7 @@ def _alone(model: nn.Module, config: ParallelConfig, device: str) -> nn.Module:
     "One process: the model as it is."
     return model.to(device)
 
-
+# %% ../nbs/13f_processes.ipynb #13f0p034
 def checkpoint_activations(
     model: Any,  # with `blocks`; changed in place
 ) -> None:
