@@ -79,12 +79,12 @@ def _fill_buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[lis
 class GradientBuckets:
     """Data parallelism in buckets that overlap with the backward pass (Li et al. 2020): from now on
     `backward` sums the gradients of a model over all ranks, a bucket as soon as it is full. Call
-    `finish` after it."""
+    `finish` after it. RuntimeError in a second `backward` without it."""
 
     def __init__(
         self,
-        model: nn.Module,                # the same on all ranks; its parameters get hooks
-        bucket_bytes: int = 25_000_000,  # the most that a bucket holds; PyTorch's default
+        model: nn.Module,               # the same on all ranks; its parameters get hooks
+        bucket_bytes: int = 25 * 2**20,  # the most that a bucket holds; as in PyTorch
     ):
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.buckets = _fill_buckets(parameters[::-1], bucket_bytes)
@@ -103,7 +103,11 @@ class GradientBuckets:
         "The hook: this parameter's gradient is ready."
         if not self.syncs:
             return
-        self.missing[self.bucket_of[p]] -= 1
+        number = self.bucket_of[p]
+        if self.missing[number] == 0:
+            remedy = "call finish after each backward pass, or make the first ones in no_sync()"
+            raise RuntimeError(f"Bucket {number} of this step has been sent: {remedy}.")
+        self.missing[number] -= 1
         while self.missing[len(self.sent)] == 0:
             self._send()
 

@@ -28,7 +28,7 @@ from .devices import pick_device
 from .experts import MixtureOfExperts
 from .settings import Rule, check_numbers
 from .throughput import DTYPES
-from .torchrun import leaving_at_once, torchrun_number
+from .torchrun import job_store, leaving_at_once, torchrun_number
 from .world import ALONE, World
 
 # %% ../nbs/13f_processes.ipynb #13f0p010
@@ -105,6 +105,17 @@ def lost_rank(
         ) from error
 
 
+def _meeting_place(patience: timedelta) -> dict[str, Any]:
+    """Where the processes find each other, as `init_process_group` takes it. In torchrun's store each
+    start has a place of its own: it must not take the addresses of those that have ended."""
+    distributed: Any = dist
+    if "MASTER_ADDR" not in os.environ:
+        return {"store": distributed.HashStore()}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    return {"store": job_store(patience)}
+
+
 @contextmanager
 def process_group(
     config: ParallelConfig,  # its kind and timeout count
@@ -125,8 +136,6 @@ def process_group(
     if config.kind == "none":
         yield ALONE
         return
-    distributed: Any = dist
-    meeting = {} if "MASTER_ADDR" in os.environ else {"store": distributed.HashStore()}
     backend = _backend(device, world_size)
     if sys.platform in _LOOPBACK and torchrun_number("LOCAL_WORLD_SIZE", 1) == world_size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK[sys.platform])
@@ -134,6 +143,7 @@ def process_group(
     try:
         with lost_rank(f"within {config.timeout:g} s (parallel.timeout)"):
             with leaving_at_once():  # there is nothing to save yet
+                meeting = _meeting_place(patience)
                 dist.init_process_group(
                     backend, rank=rank, world_size=world_size, timeout=patience, **meeting
                 )
