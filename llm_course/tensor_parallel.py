@@ -170,7 +170,8 @@ def tensor_parallel(
 ) -> TensorParallel:    # how each parameter was cut
     """Tensor parallelism (Shoeybi et al. 2019): leave this rank its heads, its hidden units and its
     part of the vocabulary. The model then gives logits (B, T, V / ranks), for
-    `vocab_parallel_cross_entropy`. ValueError for a model that cannot be cut."""
+    `vocab_parallel_cross_entropy`; to write with it, put its whole weights into a GPT. ValueError
+    for a model that cannot be cut."""
     n = dist.get_world_size(group)
     _check(model, n)
     parallel = TensorParallel(group)
