@@ -115,8 +115,8 @@ class SavedActivations:
         box = _Box(tensor)
         if not _is_weight(tensor):
             storage = tensor.untyped_storage()
-            self._count(storage.data_ptr(), 1, storage.nbytes())
-            weakref.finalize(box, self._count, storage.data_ptr(), -1, storage.nbytes())
+            self._count(storage._cdata, 1, storage.nbytes())
+            weakref.finalize(box, self._count, storage._cdata, -1, storage.nbytes())
         return box
 
     def _count(self, address: int, change: int, size: int) -> None:

@@ -93,6 +93,24 @@ _LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the network that a machine has w
 _LOST = ("connection", "broken pipe", "timed out", "timeout", "peer")  # in errors of a network
 
 
+def _store_of_torchrun(patience: timedelta) -> dist.Store:
+    """torchrun's store, of names and values. It outlives the processes: where torchrun starts them
+    again, addresses of those that have ended must not be taken for the new ones."""
+    where = (os.environ["MASTER_ADDR"], _of_torchrun("MASTER_PORT", 29500))
+    store = dist.TCPStore(*where, is_master=False, timeout=patience)
+    attempt = _of_torchrun("TORCHELASTIC_RESTART_COUNT", 0)
+    return dist.PrefixStore(f"attempt {attempt}", store)
+
+
+def _meeting_place(patience: timedelta) -> dict[str, Any]:
+    "Where the processes find each other, as `init_process_group` takes it."
+    if "MASTER_ADDR" not in os.environ:
+        return {"store": dist.HashStore()}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    return {"store": _store_of_torchrun(patience)}
+
+
 @contextmanager
 def lost_rank(
     patience: str = "in time",  # how long one waits, as the sentence says it
@@ -129,7 +147,6 @@ def process_group(
     if config.kind == "none":
         yield ALONE
         return
-    meeting: dict[str, Any] = {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore()}
     backend = _backend(device, world_size)
     if sys.platform in _LOOPBACK and _of_torchrun("LOCAL_WORLD_SIZE", 1) == world_size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK[sys.platform])
@@ -137,7 +154,11 @@ def process_group(
     try:
         with lost_rank(f"within {config.timeout:g} s (parallel.timeout)"):
             dist.init_process_group(
-                backend, rank=rank, world_size=world_size, timeout=patience, **meeting
+                backend,
+                rank=rank,
+                world_size=world_size,
+                timeout=patience,
+                **_meeting_place(patience),
             )
             yield World(rank, world_size)
     finally:
@@ -175,10 +196,8 @@ def is_first_to_complain() -> bool:
     if _of_torchrun("WORLD_SIZE", 1) == 1:
         return True
     try:
-        where = (os.environ["MASTER_ADDR"], _of_torchrun("MASTER_PORT", 29500))
-        store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=5))
-        attempt = _of_torchrun("TORCHELASTIC_RESTART_COUNT", 0)
-        return store.add(f"complaints of attempt {attempt}", 1) == 1
+        store = _store_of_torchrun(timedelta(seconds=5))
+        return store.add("complaints", 1) == 1
     except (KeyError, RuntimeError):  # another launcher, or torchrun has gone
         return True
 

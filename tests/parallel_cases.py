@@ -40,8 +40,9 @@ from llm_course.processes import ParallelConfig, wrap
 from llm_course.settings import TrainConfig, set_learning_rate
 from llm_course.sharded import ShardedOptimizer
 from llm_course.tensor_parallel import TensorParallel, make_parallel_optimizer, tensor_parallel
-from llm_course.throughput import World, summed_loss
+from llm_course.throughput import summed_loss
 from llm_course.training import train
+from llm_course.world import World
 
 DEMO = load_config("configs/train_small.yaml")
 State = tuple[float, dict[str, Tensor]]  # loss of a step, weights after it

@@ -57,13 +57,13 @@ OPTIMIZERS = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @OPTIMIZERS
 @EVERY
 def test_float64_is_the_training_of_one_process(check, name, optimizer):
-    check(name, Setting(optimizer, steps=10))
+    check(name, Setting(optimizer, steps=8))
 
 
 @OPTIMIZERS
 @EVERY
 def test_float32_has_the_losses_of_one_process(check, name, optimizer):
-    check(name, Setting(optimizer, "float32", steps=10), loss=1e-5, weight=1e-2)
+    check(name, Setting(optimizer, "float32", steps=8), loss=1e-5, weight=1e-3)
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_float32_has_the_losses_of_one_process(check, name, optimizer):
 @EVERY
 def test_fifty_steps(check, name, optimizer):
     check(name, Setting(optimizer))
-    check(name, Setting(optimizer, "float32"), loss=1e-5, weight=1e-1)
+    check(name, Setting(optimizer, "float32"), loss=1e-5, weight=1e-3)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -102,7 +102,7 @@ VARIATIONS = {
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
-@pytest.mark.parametrize("name", ["ddp", "zero1", "fsdp"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_variations(check, name, variation):
     check(name, VARIATIONS[variation], loss=1e-12, weight=1e-12)
 
