@@ -30,11 +30,11 @@ class Cut:
 
     def piece(self, whole: Tensor, rank: int) -> Tensor:
         "The piece of a `whole` parameter that belongs to a `rank`."
-        return whole.index_select(self.dim, self.places[rank])
+        return whole.index_select(self.dim, self.places[rank].to(whole.device))
 
     def whole(self, pieces: list[Tensor]) -> Tensor:
         "All ranks' `pieces` put together again."
-        order = self.places.flatten().argsort()
+        order = self.places.flatten().argsort().to(pieces[0].device)
         return torch.cat(pieces, self.dim).index_select(self.dim, order)
 
 
