@@ -2,6 +2,7 @@
 step, of every kind of parallelism. The cases, and how to add one, are in parallel_cases.py."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import parallel_cases as cases
@@ -41,7 +42,8 @@ def check(pools, tmp_path_factory):
             assert rank.steps == setting.steps
             assert rank.loss <= loss and rank.weight <= weight, rank[:3]
 
-    return check
+    yield check
+    shutil.rmtree(folder)  # weights after each of fifty steps are hundreds of megabytes
 
 
 def each(*names):
