@@ -18,8 +18,7 @@ import argparse
 import random
 import shlex
 from collections.abc import Iterator
-from contextlib import nullcontext
-from functools import partial
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,6 @@ from .chat import Prompt
 from .config import RunConfig, flat_settings, load_config
 from .context import unwrap
 from .cost import parameter_count
-from .dataloader import Batches
 from .devices import pick_device
 from .fast import optimize_for_decoding
 from .fit import fit, print_results, start_or_resume
@@ -42,17 +40,11 @@ from .locks import lock_folder
 from .model_config import GPTConfig
 from .optim import make_optimizer
 from .preflight import check_step, preflight
-from llm_course.processes import (
-    on_rank_0,
-    one_voice,
-    process_group,
-    rows_of_rank,
-    seed_rank,
-    wrap,
-)
+from .processes import process_group, seed_rank, wrap
 from .report import report_tales, report_text
-from .resume import check_resume, data_facts, goes_on, settle
+from .resume import check_resume, goes_on, settle
 from .run_folder import resolve_checkpoint
+from .run_text import RunText, open_text
 from llm_course.runs import (
     check_corpus,
     corpus_documents,
@@ -60,10 +52,7 @@ from llm_course.runs import (
     data_folder,
     get_tokenizer,
     is_tales,
-    open_data,
     shown,
-    text_of,
-    token_floor,
 )
 from .sampling import generate_text
 from .scaling import load_scaled, say_epochs
@@ -71,7 +60,8 @@ from .shell import base_parser, command, find_device, open_model, read_prompt
 from .terminal import steady_output, stop_signals
 from .text_files import Skipped
 from .throughput import optimize_for_training
-from .tokenfiles import TokenDataset, is_written, read_meta, write_tokens
+from .tokenfiles import is_written, read_meta, write_tokens
+from .torchrun import is_rank_0, launcher, one_voice
 from .world import World
 from .writing import prompt_ids
 
@@ -93,6 +83,9 @@ def llm_tokenize(
     config = load_scaled(args.config, args.settings)
     with lock_folder(data_folder("tokenizer", config)):
         tokenizer = get_tokenizer(config)
+    if config.corpus.stream:
+        print("stream      llm_train reads the text itself: no tokens are written")
+        return
     check_corpus(config)
     folder = data_folder("processed", config)
     facts = corpus_facts(config)
@@ -134,30 +127,24 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 class _Parts(NamedTuple):
     "What a training works on."
 
-    tokenizer: Any
-    data: TokenDataset
+    text: RunText
     model: nn.Module  # as it is trained: with several processes, in what makes them one
     optimizer: Any
-    batches: Batches
-    valid: Batches
-    facts: dict[str, str]  # what the run is of
 
 
 def _make_parts(config: RunConfig, run: Path, resume: bool, world: World) -> _Parts:
     "All parts of a training, when everything that can be checked has been."
     settings = config.train
-    tokenizer, data, held_out = open_data(config)
-    if config.model.vocab_size not in (GPTConfig.vocab_size, tokenizer.vocab_size):
-        what = f"model.vocab_size={config.model.vocab_size}, and {tokenizer} decides it"
+    text = open_text(config, world)
+    vocab_size = text.tokenizer.vocab_size
+    if config.model.vocab_size not in (GPTConfig.vocab_size, vocab_size):
+        what = f"model.vocab_size={config.model.vocab_size}, and {text.tokenizer} decides it"
         raise ValueError(f"{what}: leave it out, or give tokenizer.vocab_size.")
-    config.model.vocab_size = tokenizer.vocab_size
-    sizes = (rows_of_rank(settings.batch_size, world), settings.seq_len)
+    config.model.vocab_size = vocab_size
     preflight(config, world)
-    facts = data_facts(tokenizer, data, held_out)
-    text = f"{len(data):,} documents of {text_of(data, config)}, {data.n_targets:,} targets"
-    print(f"data        {text}; {len(held_out):,} held out")
+    print(f"data        {text.about}")
     if resume:
-        for name, (was, now) in check_resume(resolve_checkpoint(run), config, facts).items():
+        for name, (was, now) in check_resume(resolve_checkpoint(run), config, text.facts).items():
             print(f"changed     {name}: {was} → {now}")
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(settings.seed)
@@ -167,12 +154,9 @@ def _make_parts(config: RunConfig, run: Path, resume: bool, world: World) -> _Pa
     optimizer = make_optimizer(model, settings)
     if world.world_size > 1:
         seed_rank(settings.seed, world)
-    share = dict(rank=world.rank, world_size=world.world_size)
-    pack = partial(Batches, mask_documents=config.corpus.mask_documents, **share)
-    batches = pack(data, *sizes, seed=settings.seed)
-    check_step(settings, batches.batches_per_epoch)
-    valid = pack(held_out, *sizes, epochs=1)
-    return _Parts(tokenizer, data, runner, optimizer, batches, valid, facts)
+    if text.per_epoch is not None:
+        check_step(settings, text.per_epoch)
+    return _Parts(text, runner, optimizer)
 
 
 def _train(
@@ -180,48 +164,58 @@ def _train(
 ) -> bool:
     "Train, and print what came of it. True when a signal stopped it before its last step."
     settings = config.train
-    model = parts.model
-    optimizer = parts.optimizer
-    batches = parts.batches
-    start = start_or_resume(run, model, optimizer, batches, resume, fresh, world)
-    epochs = settings.max_steps * settings.grad_accum_steps / batches.batches_per_epoch
-    print(
-        f"model       {parameter_count(unwrap(model)):,} parameters, from step {start:,} to "
-        f"{settings.max_steps:,}, about {epochs:.2f} epochs"
-    )
-    say_epochs(epochs, settings.patience)
-    rest = (parts.valid, start, parts.facts, world)
-    stopped = fit(run, config, model, parts.tokenizer, optimizer, batches, *rest)
+    text, model, optimizer = parts
+    start = start_or_resume(run, model, optimizer, text.batches, resume, fresh, world)
+    size = f"{parameter_count(unwrap(model)):,} parameters"
+    steps = f"from step {start:,} to {settings.max_steps:,}"
+    if text.per_epoch is None:
+        print(f"model       {size}, {steps}")
+    else:
+        epochs = settings.max_steps * settings.grad_accum_steps / text.per_epoch
+        print(f"model       {size}, {steps}, about {epochs:.2f} epochs")
+        say_epochs(epochs, settings.patience)
+    rest = (text.batches, text.valid, start, text.facts, world)
+    stopped = fit(run, config, model, text.tokenizer, optimizer, *rest)
     if world.rank == 0:
-        floor = token_floor(config, parts.data)
-        print_results(run, config, start, floor, text_of(parts.data, config))
+        print_results(run, config, start, text.floor, text.name)
     return stopped
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    "Keep others out of a run's folder, and tidy it: rank 0 does that for all its job."
+    if not is_rank_0():
+        yield
+        return
+    with lock_folder(run):
+        settle(run)
+        yield
+
+
 @command
 @steady_output()
 @one_voice()
 def llm_train(
     argv: list[str],  # the words behind the command's name
 ) -> int:
-    """Train on what llm_tokenize wrote; checkpoints, metrics.jsonl and loss.png go to
-    data/runs/NAME."""
+    """Train on what llm_tokenize wrote, or on a stream; checkpoints, metrics.jsonl and loss.png go
+    to data/runs/NAME."""
     parser = base_parser("llm_train", llm_train.__doc__)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
     args = parser.parse_intermixed_args(argv)
     run = _run_folder(args)
-    args.resume = goes_on(run, args.resume)
-    config = _run_config(args)
-    with process_group(config.parallel, config.train.device) as world:
-        with lock_folder(run) if world.rank == 0 else nullcontext():
-            on_rank_0(world, settle, run)
+    with _alone_in(run):
+        args.resume = goes_on(run, args.resume)
+        config = _run_config(args)
+        with process_group(config.parallel, config.train.device) as world:
             parts = _make_parts(config, run, args.resume, world)
             with stop_signals() as signals:
                 if _train(config, run, parts, args.resume, args.fresh, world):
                     again = [word for word in argv if word not in ("--fresh", "--resume")]
-                    print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
+                    words = [*launcher(), "llm_train", *again, "--resume"]
+                    print(f"stopped; to go on: {shlex.join(words)}")
     return 128 + signals[0] if signals else 0
 
 # %% ../nbs/90_cli.ipynb #b227ed09

@@ -207,6 +207,8 @@ def sum_tied_gradients(
         return
     other = dist.get_world_size() - 1 if stage.is_first else 0
     grad: Any = stage.embedding.weight.grad
+    if grad is None:  # it is frozen
+        return
     theirs = torch.empty_like(grad)
     sending: Any = dist.isend(grad, other)
     dist.recv(theirs, other)

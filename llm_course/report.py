@@ -19,7 +19,8 @@ from .dataloader import Batches
 from .evaluation import bits_per_byte, perplexity, sample_stories
 from .gpt import GPT
 from .measure import evaluate
-from .runs import check_corpus, corpus_documents, data_folder, is_tales, text_of
+from .run_text import judged_data
+from .runs import corpus_documents, is_tales, text_of
 from .statistics import floor_gap, judge_stories, story_rates
 from .tokenfiles import TokenDataset
 
@@ -99,31 +100,36 @@ def _print_bigram(train: TokenDataset, valid: TokenDataset, vocab_size: int, los
         print("            a table of neighbors does no worse than the model: give it more text")
 
 
+def _print_held_out(
+    model: GPT, config: RunConfig, train: TokenDataset, valid: TokenDataset
+) -> None:
+    "The model's loss on the held-out rows, and that of a table of neighbors."
+    sizes = (config.train.batch_size, config.train.seq_len)
+    mask = config.corpus.mask_documents
+    batches = Batches(valid, *sizes, shuffle=False, epochs=1, mask_documents=mask)
+    n = batches.batches_per_epoch
+    bar = tqdm(batches, total=n, desc="evaluate", unit=" batches", disable=None, leave=False)
+    loss = evaluate(model, bar)
+    print(f"texts       {len(valid):,} held out of {text_of(valid, config)}")
+    _print_loss("held out", loss, loss * valid.n_targets, valid.n_bytes)
+    _print_bigram(train, valid, model.config.vocab_size, loss)
+
+
 def report_text(
     model: GPT,         # ready to write
     tokenizer,          # its own
     config: RunConfig,  # its corpus, batch size, row length and section `eval` count
 ) -> None:
-    """Report on any text: loss on the held-out part of the processed data, beside that of a table
-    of neighbors, then a few texts that the model writes, and a prompt to try. ValueError for data
-    of another text, and for rows that are too long."""
-    check_corpus(config)
+    """Report on any text: loss on the held-out part, beside that of a table of neighbors, then a
+    few texts that the model writes, and a prompt to try. ValueError for data of another text, and
+    for rows that are too long."""
     limit = model.config.max_seq_len
     if config.train.seq_len > limit:
         raise ValueError(f"train.seq_len={config.train.seq_len}, and the model reads {limit} tokens.")
-    folder = data_folder("processed", config)
-    data = TokenDataset(folder, "valid", tokenizer)
+    with judged_data(config, tokenizer) as (train, valid):
+        _print_held_out(model, config, train, valid)
     read = islice(corpus_documents(config, "train"), config.tokenizer.train_documents)
     training_text = "\n".join(read)
-    sizes = (config.train.batch_size, config.train.seq_len)
-    mask = config.corpus.mask_documents
-    batches = Batches(data, *sizes, shuffle=False, epochs=1, mask_documents=mask)
-    n = batches.batches_per_epoch
-    bar = tqdm(batches, total=n, desc="evaluate", unit=" batches", disable=None, leave=False)
-    loss = evaluate(model, bar)
-    print(f"texts       {len(data):,} held out of {text_of(data, config)}")
-    _print_loss("held out", loss, loss * data.n_targets, data.n_bytes)
-    _print_bigram(TokenDataset(folder, "train", tokenizer), data, model.config.vocab_size, loss)
     if config.eval.show:
         print(f"new         what does not stand in the training part of {config.corpus.source}")
     temperature = config.eval.temperatures[0]

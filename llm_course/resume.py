@@ -43,6 +43,8 @@ _FIXED = (  # what decides which run it is; with a dot at its end, a whole secti
     "corpus.hub_split",
     "corpus.max_documents",
     "corpus.mask_documents",
+    "corpus.stream",
+    "corpus.window",
     "train.optimizer",
     "train.seq_len",
     "train.seed",

@@ -24,10 +24,13 @@ class CorpusConfig:
     max_documents: int | None = None  # a limit for each split, for endless streams
     shard_tokens: int = 2**24         # ids in a file; a stop costs at most the file being written
     mask_documents: bool = True       # attention stays inside each document of a packed row
+    stream: bool = False              # llm_train reads the text itself, and no tokens are written
+    window: int = 2048                # of a stream: documents that are shuffled and packed together
+    workers: int = 1                  # of a stream: processes that tokenize; 1: the one that trains
 
     def __post_init__(self):
-        rules = {"max_documents": AT_LEAST_1, "shard_tokens": AT_LEAST_1}
-        check_numbers(self, rules, ("max_documents",), "corpus.")
+        names = ("max_documents", "shard_tokens", "window", "workers")
+        check_numbers(self, dict.fromkeys(names, AT_LEAST_1), ("max_documents",), "corpus.")
         if not self.source.strip():
             raise ValueError("corpus.source is empty: name a text, such as tales or my.txt.")
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .throughput import World
+from .world import World
 
 # %% ../nbs/13a_sharded.ipynb #13a0s011
 def share_out(

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from llm_course.checkpoint import bundled_model
 from llm_course.clipping import clip_grad_norm
@@ -30,13 +32,17 @@ from llm_course.distributed import GradientBuckets, all_reduce_gradients
 from llm_course.formats import load_tokenizer
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
+from llm_course.model_parallel import vocab_parallel_cross_entropy
 from llm_course.optim import make_optimizer
-from llm_course.packing import Documents, tokenize_documents
+from llm_course.packing import Batch, Documents, tokenize_documents
+from llm_course.pipeline import Stage, gpipe, one_f_one_b, pipeline_step
 from llm_course.processes import ParallelConfig, wrap
 from llm_course.settings import TrainConfig, set_learning_rate
 from llm_course.sharded import ShardedOptimizer
-from llm_course.throughput import World, summed_loss
+from llm_course.tensor_parallel import TensorParallel, make_parallel_optimizer, tensor_parallel
+from llm_course.throughput import summed_loss
 from llm_course.training import train
+from llm_course.world import World
 
 DEMO = load_config("configs/train_small.yaml")
 State = tuple[float, dict[str, Tensor]]  # loss of a step, weights after it
@@ -63,7 +69,8 @@ def model_config(setting: Setting) -> GPTConfig:
 def train_config(setting: Setting, world_size: int = 1) -> TrainConfig:
     config = replace(DEMO.train, batch_size=setting.rows // world_size, seq_len=64, device="cpu")
     if setting.optimizer != "muon":
-        config = replace(config, optimizer="adamw", muon_lr=None)
+        # base.yaml's rate: the demo's is meant for the embedding and the head alone
+        config = replace(config, optimizer="adamw", lr=0.003, muon_lr=None)
     return replace(config, **setting.train)
 
 
@@ -199,13 +206,114 @@ def bucketed(setting: Setting) -> Iterator[State]:
     return by_hand(setting, start)
 
 
+def global_batches(setting: Setting) -> Iterator:
+    "The large batch of each step, whole, as where the model is cut and not the batch."
+    stream = batches(setting)
+    while True:
+        yield list(islice(stream, train_config(setting).grad_accum_steps))
+
+
+def n_targets(large_batch) -> int:
+    return sum(int((batch.targets != -100).sum()) for batch in large_batch)
+
+
+def parallel_optimizer(setting: Setting, model, parallel: TensorParallel):
+    if setting.optimizer == "sgd":
+        return optimizer_of(setting, model)
+    return make_parallel_optimizer(model, train_config(setting), parallel)
+
+
+def tensor(setting: Setting) -> Iterator[State]:
+    "Matrices, heads and vocabulary cut in two."
+    model = make_model(setting)
+    parallel = tensor_parallel(model)
+    optimizer = parallel_optimizer(setting, model, parallel)
+    config = train_config(setting)
+    for step, large_batch in enumerate(islice(global_batches(setting), setting.steps)):
+        set_learning_rate(optimizer, config, step)
+        total = 0.0
+        for batch in large_batch:
+            logits = model(batch.ids, batch.document_ids)
+            loss = vocab_parallel_cross_entropy(logits, batch.targets, reduction="sum")
+            loss = loss / n_targets(large_batch)
+            loss.backward()
+            total += loss.item()
+        norm = parallel.grad_norm(model.parameters()).item()
+        clip_grad_norm(model.parameters(), config.max_grad_norm, norm)
+        optimizer.step()
+        model.zero_grad()
+        yield total, parallel.whole_weights(model)
+
+
+@cache
+def mesh() -> DeviceMesh:
+    "Two times two ranks: the rows of the table share a model, its columns share a batch."
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+
+def ddp_tensor(setting: Setting) -> Iterator[State]:
+    "PyTorch's DDP over a model that is cut in two, four ranks."
+    data, group = mesh().get_group("data"), mesh().get_group("tensor")
+    model = make_model(setting)
+    parallel = tensor_parallel(model, group)
+    runner = DistributedDataParallel(model, process_group=data)
+    optimizer = parallel_optimizer(setting, model, parallel)
+    config = train_config(setting, 2)
+    stream = batches(setting, dist.get_rank(data), 2)
+    for step in range(setting.steps):
+        set_learning_rate(optimizer, config, step)
+        large_batch = list(islice(stream, config.grad_accum_steps))
+        count = torch.tensor(n_targets(large_batch))
+        dist.all_reduce(count, group=data)
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in large_batch:
+            is_last = batch is large_batch[-1]
+            with nullcontext() if is_last else runner.no_sync():
+                logits = runner(batch.ids, batch.document_ids)
+                loss = vocab_parallel_cross_entropy(logits, batch.targets, group, "sum") / count
+                (2 * loss).backward()  # DDP takes the mean over two ranks
+            total += loss.detach()
+        norm = parallel.grad_norm(model.parameters()).item()
+        clip_grad_norm(model.parameters(), config.max_grad_norm, norm)
+        optimizer.step()
+        model.zero_grad()
+        dist.all_reduce(total, group=data)
+        yield total.item(), parallel.whole_weights(model)
+
+
+def pipeline(schedule: Callable, setting: Setting) -> Iterator[State]:
+    "Two stages, and each row a micro-batch."
+    world = group()
+    stage = Stage(make_model(setting), world.rank, world.world_size)
+    optimizer = optimizer_of(setting, stage)
+    config = train_config(setting)
+    for step, large_batch in enumerate(islice(global_batches(setting), setting.steps)):
+        set_learning_rate(optimizer, config, step)
+        rows = [Batch(*row) for batch in large_batch for row in zip(*(x.split(1) for x in batch))]
+        steps = schedule(world.rank, world.world_size, len(rows))
+        loss, _ = pipeline_step(stage, optimizer, steps, rows, config.max_grad_norm)
+        yield loss, whole(stage)
+
+
 CASES = {
     "ddp": (ddp, 2),
     "naive": (naive, 2),
     "bucketed": (bucketed, 2),
     "zero1": (zero1, 2),
     "fsdp": (fsdp, 2),
+    "tensor": (tensor, 2),
+    "ddp_tensor": (ddp_tensor, 4),
+    "gpipe": (partial(pipeline, gpipe), 2),
+    "1f1b": (partial(pipeline, one_f_one_b), 2),
 }
+TWO_LAYERS = ("gpipe", "1f1b")  # one for each stage
+
+
+def setting_for(name: str, setting: Setting) -> Setting:
+    "The setting with as many layers as a case needs."
+    if name in TWO_LAYERS:
+        return replace(setting, model={"n_layers": 2, **setting.model})
+    return setting
 
 
 def reference(setting: Setting, path, case=alone) -> None:
