@@ -115,22 +115,23 @@ def save_parallel(
         return save_checkpoint(run, step, model, tokenizer, optimizer, batches, *rest)
     weights = whole_weights(model, world)
     trains = optimizer is not None or batches is not None
-    with disk_errors(final), ExitStack() as stack:
+    with ExitStack() as stack:
 
         def make_folder() -> Path:
             folder = stack.enter_context(new_checkpoint(run, step, model, config, valid_loss, keep))
-            write_model(folder, weights, tokenizer)
+            with disk_errors(final):
+                write_model(folder, weights, tokenizer)
             if trains:
                 (folder / "training").mkdir()
-            return folder
+            return folder / "training"
 
-        folder = _from_rank_0(world, make_folder)
-        training = folder / "training"
+        training = _from_rank_0(world, make_folder)
         with all_or_none(world), disk_errors(final):
             if trains:
                 _write_rest(training / f"rank-{world.rank}.pt", step, optimizer, batches, world)
         if optimizer is not None:
-            write_optimizer(training, model, optimizer, world)
+            with disk_errors(final):
+                write_optimizer(training, model, optimizer, world)
         with all_or_none(world):
             stack.close()  # on rank 0: sums, config.yaml, fsync, rename
     return final
