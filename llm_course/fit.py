@@ -27,7 +27,7 @@ from .dataloader import Batches
 from .devices import pick_device
 from .files import atomic_file
 from .measure import StepMetrics, has_risen
-from .processes import on_rank_0
+from .processes import launcher_has_ended, on_rank_0
 from .resume import put_aside, settle
 from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
@@ -167,7 +167,8 @@ def _train_loop(
             is_best = loss < lowest
             lowest = min(lowest, loss)
             # a signal that comes later is for the next step
-            is_stop, is_best, is_over = _agree(world, bool(stopped), is_best, is_over)
+            is_stop = bool(stopped) or launcher_has_ended()
+            is_stop, is_best, is_over = _agree(world, is_stop, is_best, is_over)
             if is_stop or is_due or is_best or is_over:
                 measured = metrics.valid_loss
                 save(run, step, model, tokenizer, optimizer, batches, valid_loss=measured)

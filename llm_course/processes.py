@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ParallelConfig', 'lost_rank', 'process_group', 'on_rank_0', 'one_voice', 'is_first_to_complain',
-           'rows_of_rank', 'seed_rank', 'checkpoint_activations', 'wrap']
+           'launcher_has_ended', 'rows_of_rank', 'seed_rank', 'checkpoint_activations', 'wrap']
 
 # %% ../nbs/13f_processes.ipynb #13f0p003
 import os
@@ -200,6 +200,14 @@ def is_first_to_complain() -> bool:
         return store.add("complaints", 1) == 1
     except (KeyError, RuntimeError):  # another launcher, or torchrun has gone
         return True
+
+
+_LAUNCHER = os.getppid()
+
+
+def launcher_has_ended() -> bool:
+    "Whether torchrun, which started this process, is gone: nobody would end it when another fails."
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _LAUNCHER
 
 
 def rows_of_rank(
