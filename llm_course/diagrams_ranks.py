@@ -235,18 +235,18 @@ JOURNEY = {
     "ways to cut": {
         "13": "the rows",
         "13a": "the memory",
-        "13b": "each matrix",
-        "13g": "the layers",
+        "13b": "one layer",
+        "13l": "each matrix",
+        "13g": "the stack",
     },
-    "a whole run": {
-        "13e": "ranks",
-        "13f": "one command",
-        "13h": "checkpoints",
-    },
+    "a whole run": {"13e": "ranks", "13f": "command", "13h": "checkpoints", "13k": "states"},
     "keep an eye": {
         "13c": "silent bugs",
+        "13j": "probes",
         "13i": "bytes held",
-        "13d": "what fits",
+        "13n": "what fits",
+        "13m": "seconds",
+        "13d": "the bill",
     },
 }
 
@@ -260,15 +260,16 @@ def draw_journey(
     known = [number for stops in JOURNEY.values() for number in stops]
     if here and here not in known:
         raise ValueError(f"{here!r} is not on the map; choose one of {', '.join(known)}.")
-    fig, ax = _sheet(9, 2.1)
+    fig, ax = _sheet(9.2, 2.1)
     for i, (name, stops) in enumerate(JOURNEY.items()):
         y = 1.75 - 0.68 * i
-        ax.text(0.75, y, name, fontsize=10, color=_GREY, **_CENTER)
+        ax.text(0.65, y, name, fontsize=10, color=_GREY, **_CENTER)
         for j, (number, what) in enumerate(stops.items()):
-            _cell(ax, 1.6 + 1.85 * j, y - 0.24, 1.65, 0.48, int(number == here))
-            ax.text(2.43 + 1.85 * j, y + 0.09, number, fontsize=9, weight="bold", **_CENTER)
-            ax.text(2.43 + 1.85 * j, y - 0.11, what, fontsize=9.5, **_CENTER)
+            x = 1.9 + 1.32 * j
+            _cell(ax, x - 0.6, y - 0.24, 1.2, 0.48, int(number == here))
+            ax.text(x, y + 0.09, number, fontsize=9, weight="bold", **_CENTER)
+            ax.text(x, y - 0.11, what, fontsize=9.5, **_CENTER)
             if number == here:
-                at = (2.43 + 1.85 * j, y - 0.33)
-                ax.text(*at, "you are here", fontsize=8, color=RANK_COLORS[1], **_CENTER)
+                color = RANK_COLORS[1]
+                ax.text(x, y - 0.33, "you are here", fontsize=8, color=color, **_CENTER)
     return fig

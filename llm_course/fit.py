@@ -27,7 +27,7 @@ from .dataloader import Batches
 from .devices import pick_device
 from .files import atomic_file
 from .measure import StepMetrics, has_risen
-from .processes import launcher_has_ended, on_rank_0
+from .processes import on_rank_0
 from .resume import put_aside, settle
 from .run_folder import best_checkpoint, list_checkpoints, read_config, resolve_checkpoint
 from .runs import shown
@@ -35,6 +35,7 @@ from .sampling import generate_text
 from .sharded_checkpoint import load_parallel, save_parallel
 from .terminal import stop_signals
 from .throughput import NonFiniteLossError
+from .torchrun import launcher_has_ended
 from .track import Tracker, read_metrics
 from .training import train
 from .viz import plot_loss

@@ -45,7 +45,7 @@ def document_parts(
         if kind != "hf":
             return _local_parts(str(source), column, hub_config, hub_split)
         source = open_hub(rest, hub_config, hub_split)
-    name = f"the data set {source.info.dataset_name!r}"
+    name = f"the data set {source.info.dataset_name or ''}".rstrip()
     return [
         partial(_shard_documents, source, shard, name, column) for shard in range(source.num_shards)
     ]

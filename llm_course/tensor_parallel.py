@@ -30,11 +30,11 @@ class Cut:
 
     def piece(self, whole: Tensor, rank: int) -> Tensor:
         "The piece of a `whole` parameter that belongs to a `rank`."
-        return whole.index_select(self.dim, self.places[rank])
+        return whole.index_select(self.dim, self.places[rank].to(whole.device))
 
     def whole(self, pieces: list[Tensor]) -> Tensor:
         "All ranks' `pieces` put together again."
-        order = self.places.flatten().argsort()
+        order = self.places.flatten().argsort().to(pieces[0].device)
         return torch.cat(pieces, self.dim).index_select(self.dim, order)
 
 
@@ -170,7 +170,8 @@ def tensor_parallel(
 ) -> TensorParallel:    # how each parameter was cut
     """Tensor parallelism (Shoeybi et al. 2019): leave this rank its heads, its hidden units and its
     part of the vocabulary. The model then gives logits (B, T, V / ranks), for
-    `vocab_parallel_cross_entropy`. ValueError for a model that cannot be cut."""
+    `vocab_parallel_cross_entropy`; to write with it, put its whole weights into a GPT. ValueError
+    for a model that cannot be cut."""
     n = dist.get_world_size(group)
     _check(model, n)
     parallel = TensorParallel(group)
