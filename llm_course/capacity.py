@@ -10,7 +10,6 @@ __all__ = ['GPUS', 'KINDS', 'NUMBER_BYTES', 'Gpu', 'Job', 'state_bytes', 'block_
 from dataclasses import dataclass, replace
 from math import ceil
 
-import torch
 from torch import Tensor
 
 from .cost import BF16_PEAKS, Memory, activation_bytes, shapes_of

@@ -18,7 +18,7 @@ import argparse
 import random
 import shlex
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from .locks import lock_folder
 from .model_config import GPTConfig
 from .optim import make_optimizer
 from .preflight import check_step, preflight
-from .processes import on_rank_0, one_voice, process_group, seed_rank, wrap
+from .processes import process_group, seed_rank, wrap
 from .report import report_tales, report_text
 from .resume import check_resume, goes_on, settle
 from .run_folder import resolve_checkpoint
@@ -61,6 +61,7 @@ from .terminal import steady_output, stop_signals
 from .text_files import Skipped
 from .throughput import optimize_for_training
 from .tokenfiles import is_written, read_meta, write_tokens
+from .torchrun import is_rank_0, launcher, one_voice
 from .world import World
 from .writing import prompt_ids
 
@@ -180,6 +181,17 @@ def _train(
     return stopped
 
 # %% ../nbs/90_cli.ipynb #5d0e5a75
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    "Keep others out of a run's folder, and tidy it: rank 0 does that for all its job."
+    if not is_rank_0():
+        yield
+        return
+    with lock_folder(run):
+        settle(run)
+        yield
+
+
 @command
 @steady_output()
 @one_voice()
@@ -194,16 +206,16 @@ def llm_train(
     group.add_argument("--fresh", action="store_true", help="replace a run of the same name")
     args = parser.parse_intermixed_args(argv)
     run = _run_folder(args)
-    args.resume = goes_on(run, args.resume)
-    config = _run_config(args)
-    with process_group(config.parallel, config.train.device) as world:
-        with lock_folder(run) if world.rank == 0 else nullcontext():
-            on_rank_0(world, settle, run)
+    with _alone_in(run):
+        args.resume = goes_on(run, args.resume)
+        config = _run_config(args)
+        with process_group(config.parallel, config.train.device) as world:
             parts = _make_parts(config, run, args.resume, world)
             with stop_signals() as signals:
                 if _train(config, run, parts, args.resume, args.fresh, world):
                     again = [word for word in argv if word not in ("--fresh", "--resume")]
-                    print(f"stopped; to go on: {shlex.join(['llm_train', *again, '--resume'])}")
+                    words = [*launcher(), "llm_train", *again, "--resume"]
+                    print(f"stopped; to go on: {shlex.join(words)}")
     return 128 + signals[0] if signals else 0
 
 # %% ../nbs/90_cli.ipynb #b227ed09

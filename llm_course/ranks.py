@@ -57,7 +57,8 @@ def _on_rank(place: tuple, call: bytes) -> tuple[bytes, str]:
 # %% ../nbs/13e_ranks.ipynb #13e0r010
 class Ranks:
     """Pool of ranks: processes on this machine that form a group of torch.distributed (gloo). They
-    are started at the first call and stay until `close`, or the end of this process."""
+    are started at the first call and stay until `close`, or the end of this process. ValueError for
+    a pool of nobody."""
 
     def __init__(
         self,

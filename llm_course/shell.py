@@ -23,10 +23,10 @@ from .gpt import GPT
 from .hfconfig import config_from_hf, read_json
 from .preflight import check_device, check_sampling
 from .pretrained import is_hugging_face, load_any
-from .processes import is_first_to_complain
 from .run_folder import checkpoint_to_use, read_config
 from .runs import shown
 from .terminal import ReaderGone, guarded_output, interruptible, stop_code
+from .torchrun import report_error
 from .values import build
 
 # %% ../nbs/90c_shell.ipynb #1b056534
@@ -101,8 +101,7 @@ def command(
                 if code is None and "--debug" in words:
                     traceback.print_exception(error)
                 sentence = _complaint(error) if code is None else "interrupted"
-                if is_first_to_complain():
-                    print(f"{function.__name__}: {sentence}", file=sys.stderr)
+                report_error(f"{function.__name__}: {sentence}")
                 return code or 2
 
     return run

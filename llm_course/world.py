@@ -26,7 +26,7 @@ class World:
     def sum(
         self,
         x,  # a number or a tensor, which stays as it is
-    ):
+    ) -> Any:
         "All-reduce: `x` added up over all processes, of the same kind as `x`."
         if self.world_size == 1:
             return x
