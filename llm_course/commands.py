@@ -8,6 +8,7 @@ __all__ = ['llm_tokenize', 'llm_train', 'llm_eval', 'llm_generate', 'main']
 # %% ../nbs/90f_commands.ipynb #90f0m003
 import os
 import sys
+from importlib import import_module
 
 from .terminal import leave_on_signals, open_streams
 
@@ -18,7 +19,7 @@ def _run(name: str, argv: list[str] | None) -> int:
     leave_on_signals(name)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        from llm_course import cli
+        cli = import_module("llm_course.cli")
     except (ImportError, OSError) as error:  # OSError: the working directory is gone
         print(f"{name}: {error}", file=sys.stderr)
         return 2
