@@ -60,6 +60,7 @@ class Setting:
     train: dict[str, Any] = field(default_factory=dict)   # changes to its TrainConfig
     frozen: tuple[str, ...] = ()                          # beginnings of names
     uneven: bool = False                                  # the first row has 3 targets
+    param_dtype: str = "float32"                          # FSDP's: weights are gathered in it
 
 
 def model_config(setting: Setting) -> GPTConfig:
@@ -154,7 +155,8 @@ def ddp(setting: Setting) -> Iterator[State]:
 
 
 def fsdp(setting: Setting) -> Iterator[State]:
-    model = wrap(make_model(setting), ParallelConfig(kind="fsdp"))
+    config = ParallelConfig(kind="fsdp", param_dtype=setting.param_dtype)
+    model = wrap(make_model(setting), config)
     yield from steps_of(setting, model, model, group())
 
 

@@ -1,6 +1,7 @@
 "The benchmarks run and print their tables; what the tables say is for a quiet machine."
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_threads():
     said = run("threads.py", "--rounds 1 --seconds 0.1 --busy 1 --settings one spin1000")
     assert "train beside 1 busy processes" in said and "generate beside 1" in said
     assert said.count("tokens/s") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted by Linux")
+@pytest.mark.parametrize("optimizer, n_ranks", [("muon", 2), ("adamw train.muon_lr=null", 4)])
+def test_distributed(optimizer, n_ranks):
+    settings = f"model.n_layers=2 train.seq_len=64 train.optimizer={optimizer}"
+    said = run("distributed.py", f"{settings} --rounds 1 --steps 2 --ranks {n_ranks}")
+    assert "PyTorch" in said and "4 x 64 tokens a step" in said
+    assert said.count("times one process") == 3
+    shares = [float(share) for share in re.findall(r"([\d.]+)% of the formula", said)]
+    assert len(shares) == 2 and all(95 < share < 105 for share in shares), said
 
 
 def test_imports():
