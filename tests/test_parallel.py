@@ -47,9 +47,10 @@ def check(pools, tmp_path_factory):
 
 
 def each(*names):
-    "The names of cases; GPipe computes what 1F1B does, so it waits for the slow tests."
+    "The names of cases; other pipelines compute what 1F1B does and wait for the slow tests."
     slow = pytest.mark.slow
-    return [pytest.param(name, marks=slow if name == "gpipe" else ()) for name in names]
+    others = ("gpipe", "four_stages")
+    return [pytest.param(name, marks=slow if name in others else ()) for name in names]
 
 
 EVERY = pytest.mark.parametrize("name", each(*CASES))
@@ -122,6 +123,10 @@ def test_all_variations_of_a_cut_model(check, name):
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_variations_of_a_cut_model(check, name, variation):
     check(name, VARIATIONS[variation], loss=1e-12, weight=1e-12)
+
+
+def test_a_pipeline_of_four_stages(check):
+    check("four_stages", VARIATIONS["all, by Muon"], loss=1e-12, weight=1e-12)
 
 
 PARTS = {
