@@ -35,11 +35,11 @@ DEFAULT_OPTIMIZER = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 class Settings:
     "Settings of a parallel training, the same on every rank."
 
-    rows: int = 2            # B, of one micro-batch of one rank
-    seq_len: int = 12        # T, positions in a row
-    micro_batches: int = 1   # of one step of one rank
-    max_grad_norm: float = math.inf  # longer gradients are clipped to it
-    seed: int = 0            # of the order of the rows, and of dropout
+    rows: int = 2                                 # B, of one micro-batch of one rank
+    seq_len: int = 12                             # T, positions in a row
+    micro_batches: int = 1                        # of one step of one rank
+    max_grad_norm: float = math.inf               # longer gradients are clipped to it
+    seed: int = 0                                 # of the order of the rows, and of dropout
     make_optimizer: Callable = DEFAULT_OPTIMIZER  # from a list of parameters
 
 
@@ -163,14 +163,14 @@ class Record:
 
 
 def train_on_rank(
-    make_trainer: Callable,            # (model, documents, settings, world) -> a Trainer's methods
-    make_model: Callable[[], nn.Module],  # makes the same model on every rank
-    documents: Documents,              # for this rank
-    settings: Settings,                # for all ranks
-    steps: int,                        # how many
-    n_ranks: int,                      # the pool's number, or 1: rank 0 alone
-    start: list[Record] | None = None, # go on from what all ranks saved; None: from the beginning
-) -> Record | None:                    # None on a rank that does not take part
+    make_trainer: Callable,             # (model, documents, settings, world) -> as a Trainer
+    make_model: Callable,               # () -> the same model on every rank
+    documents: Documents,               # for this rank
+    settings: Settings,                 # for all ranks
+    steps: int,                         # how many
+    n_ranks: int,                       # the pool's number, or 1: rank 0 alone
+    start: list[Record] | None = None,  # go on from what all ranks saved; None: begin
+) -> Record | None:                     # None on a rank that does not take part
     """Train on one rank of a pool, and watch from outside: what the model reads, says and becomes.
     ValueError for a part of the pool that is not one rank."""
     if n_ranks not in (1, dist.get_world_size()):
@@ -186,13 +186,13 @@ def train_on_rank(
         trainer.load_state_dict(deepcopy([record.state for record in start]))  # as from a file
     passes = []
     model.register_forward_hook(lambda _, args, logits: passes.append((args[0], logits.detach())))
-    ids, losses, norms = [], [], []
+    ids = []
+    reports = []
     for _ in range(steps):
         done = len(passes)
-        loss, norm = trainer.step()
-        losses.append(loss)
-        norms.append(norm)
+        reports.append(trainer.step())
         ids.append(torch.cat([seen for seen, _ in passes[done:]]))
+    losses, norms = map(list, zip(*reports))
     whole = {name: getattr(p, "full_tensor", p.clone)() for name, p in model.state_dict().items()}
     return Record(ids, passes[0][1], losses, norms, whole, trainer.state_dict())
 

@@ -43,6 +43,7 @@ _FIXED = (  # what decides which run it is; with a dot at its end, a whole secti
     "corpus.hub_split",
     "corpus.max_documents",
     "corpus.mask_documents",
+    "corpus.mixture",
     "corpus.stream",
     "corpus.window",
     "train.optimizer",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,6 +21,7 @@ from .dataloader import Batches
 from .files import whole_folder
 from .formats import fingerprint, load_tokenizer
 from .locks import lock_folder
+from .mixtures import open_mixture
 from .packing import tokenize_documents
 from .processes import on_rank_0, rows_of_rank
 from .resume import data_facts
@@ -82,11 +84,18 @@ def _written_text(config: RunConfig, world: World) -> RunText:
     )
 
 # %% ../nbs/90n_run_text.ipynb #90n-stream
-def _documents(config: RunConfig, split: str, **how: Any) -> DocumentStream:
-    "One split of a run's text, as a stream."
+def _documents(config: RunConfig, split: str, seed: int = 0, **how: Any) -> Any:
+    "One split of a run's text, as a stream or a mixture of streams."
     corpus = config.corpus
-    choice = (corpus.column, corpus.hub_config, corpus.hub_split)
-    return DocumentStream(corpus.source, split, *choice, **how)
+    choice = (split, corpus.column, corpus.hub_config, corpus.hub_split)
+    if corpus.mixture:
+        return open_mixture(corpus.mixture, seed, *choice, **how)
+    return DocumentStream(corpus.source, *choice, seed=seed, **how)
+
+
+def _first_documents(config: RunConfig, split: str, n: int) -> Iterator[str]:
+    "The first documents of a split."
+    return islice(_documents(config, split, epochs=1, limit=n), n)
 
 
 def _make_tokenizer(config: RunConfig) -> None:
@@ -96,18 +105,16 @@ def _make_tokenizer(config: RunConfig) -> None:
 
 def _streamed_text(config: RunConfig, world: World) -> RunText:
     "The text as it comes."
-    limit = config.model.max_seq_len
-    if config.train.seq_len > limit:
-        what = f"train.seq_len={config.train.seq_len} is more than model.max_seq_len={limit}"
-        raise ValueError(f"{what}: the model could not read a row.")
     on_rank_0(world, _make_tokenizer, config)
     tokenizer = load_tokenizer(whole_folder(data_folder("tokenizer", config)))
-    valid = _documents(config, "valid", epochs=1, limit=config.eval.documents)
+    valid = _first_documents(config, "valid", config.eval.documents)
     held_out = tokenize_documents(valid, tokenizer)
     seed = config.train.seed
-    documents = _documents(config, "train", seed=seed, limit=config.corpus.max_documents)
+    documents = _documents(config, "train", seed, limit=config.corpus.max_documents)
     share = _share(config, world)
     corpus = config.corpus
+    mixed = [f"{weight:g} {source}" for source, weight in corpus.mixture.items()]
+    text = " + ".join(mixed) or corpus.source
     floor = None
     if is_tales(config):
         floor = Tales().entropy() * len(held_out) / held_out.n_targets
@@ -127,9 +134,8 @@ def _streamed_text(config: RunConfig, world: World) -> RunText:
             "tokenizer": fingerprint(tokenizer),
             "valid": hashlib.sha256(held_out.tokens.tobytes()).hexdigest(),
         },
-        about=f"a stream of {corpus.source} in {len(documents.parts):,} parts, windows of "
-        f"{corpus.window:,} documents; {len(held_out):,} held out",
-        name=corpus.source,
+        about=f"a stream of {text}, windows of {corpus.window:,} documents; {len(held_out):,} held out",
+        name=text,
         floor=floor,
         per_epoch=None,
     )
@@ -142,6 +148,10 @@ def open_text(
     """Open the text of a run: from the files of llm_tokenize, or as a stream, with this rank's share
     of each batch. Raises as `open_data`, `DocumentStream` and `Batches` do, and ValueError for rows
     that are too long for the model."""
+    limit = config.model.max_seq_len
+    if config.train.seq_len > limit:
+        what = f"train.seq_len={config.train.seq_len} is more than model.max_seq_len={limit}"
+        raise ValueError(f"{what}: the model could not read a row.")
     return _streamed_text(config, world) if config.corpus.stream else _written_text(config, world)
 
 # %% ../nbs/90n_run_text.ipynb #90n-judged
@@ -158,7 +168,7 @@ def judged_data(
         else:
             sizes = {"train": config.tokenizer.train_documents, "valid": config.eval.documents}
             for split, n in sizes.items():
-                documents = _documents(config, split, epochs=1, limit=n)
+                documents = _first_documents(config, split, n)
                 write_tokens(folder, documents, tokenizer, split, about=corpus_facts(config))
         read = partial(TokenDataset, folder, tokenizer=tokenizer)
         yield read("train"), read("valid")

@@ -24,6 +24,7 @@ from .files import atomic_folder, whole_folder
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer
 from .interface import CharTokenizer
+from .mixtures import open_mixture
 from .run_folder import checkpoint_to_use, read_config
 from .seals import open_json
 from .sources import load_documents, project_root
@@ -87,7 +88,8 @@ def corpus_facts(
         root = project_root().resolve()
         source = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
     names = ("column", "hub_config", "hub_split", "max_documents")
-    return {"source": source} | {name: getattr(corpus, name) for name in names}
+    read = {name: getattr(corpus, name) for name in names}
+    return {"source": source, "mixture": corpus.mixture or None} | read
 
 
 def check_corpus(
@@ -128,7 +130,10 @@ def corpus_documents(
     corpus = config.corpus
     choice = (corpus.column, corpus.hub_config, corpus.hub_split)
     skipped = Skipped() if skipped is None else skipped
-    documents = load_documents(corpus.source, split, *choice, skipped)
+    if corpus.mixture:
+        documents = open_mixture(corpus.mixture, 0, split, *choice, epochs=1)
+    else:
+        documents = load_documents(corpus.source, split, *choice, skipped)
     return islice(documents, corpus.max_documents)
 
 
@@ -235,15 +240,10 @@ def open_data(
     processed = data_folder("processed", config)
     train = TokenDataset(processed, "train", tokenizer)
     valid = TokenDataset(processed, "valid", tokenizer)
-    seq_len = config.train.seq_len
-    limit = config.model.max_seq_len
-    if seq_len > limit:
-        what = f"train.seq_len={seq_len} is more than model.max_seq_len={limit}"
-        raise ValueError(f"{what}: the model could not read a row.")
-    if train.n_targets < seq_len:
+    if train.n_targets < config.train.seq_len:
         raise ValueError(
             f"the corpus {config.corpus.source!r} has {train.n_targets} tokens to train on, fewer "
-            f"than one sequence of train.seq_len={seq_len}: give more text or a smaller seq_len."
+            f"than one sequence of train.seq_len={config.train.seq_len}: give more text or a smaller seq_len."
         )
     return tokenizer, train, valid
 

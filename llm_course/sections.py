@@ -24,6 +24,7 @@ class CorpusConfig:
     max_documents: int | None = None  # a limit for each split, for endless streams
     shard_tokens: int = 2**24         # ids in a file; a stop costs at most the file being written
     mask_documents: bool = True       # attention stays inside each document of a packed row
+    mixture: dict[str, float] = field(default_factory=dict)  # instead: sources, and their shares
     stream: bool = False              # llm_train reads the text itself, and no tokens are written
     window: int = 2048                # of a stream: documents that are shuffled and packed together
     workers: int = 1                  # of a stream: processes that tokenize; 1: the one that trains
@@ -33,6 +34,10 @@ class CorpusConfig:
         check_numbers(self, dict.fromkeys(names, AT_LEAST_1), ("max_documents",), "corpus.")
         if not self.source.strip():
             raise ValueError("corpus.source is empty: name a text, such as tales or my.txt.")
+        if min(self.mixture.values(), default=1) <= 0:
+            raise ValueError(f"corpus.mixture is {self.mixture}; give each source a share above 0.")
+        if self.mixture:
+            self.source = "mixture"  # what its folders and figures are called
 
 
 @dataclass

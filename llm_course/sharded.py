@@ -30,8 +30,8 @@ def share_out(
 
 # %% ../nbs/13a_sharded.ipynb #13a0s014
 class ShardedOptimizer:
-    """ZeRO-1 (Rajbhandari et al. 2020): each rank keeps the optimizer's state of the parameters that
-    it owns, moves those, and sends them to the others. The gradients are the same on all ranks."""
+    """ZeRO-1 (Rajbhandari et al. 2020): each rank keeps the optimizer's state of the parameters
+    that it owns, moves those, and sends them to the others. All ranks have the same gradients."""
 
     def __init__(
         self,

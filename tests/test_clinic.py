@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_course.clinic import FAULTS, Trainer, diff, plant
-from llm_course.probes import FINDINGS, PROBES, find_parallel_bug
+from llm_course.clinic import FAULTS, Settings, Trainer, diff, plant, train_on_rank
+from llm_course.probes import FINDINGS, PROBES, find_parallel_bug, make_documents, make_model
 from llm_course.ranks import Ranks
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
@@ -61,6 +61,13 @@ def test_the_probes_know_no_trainer():
     text = path.read_text(encoding="utf-8")
     assert not any(name in text for name in ("FAULTS", "plant(", "getsource", "__name__"))
     assert set(PROBES) == set(FINDINGS) == {"control", *FAULTS}
+
+
+def test_a_part_of_a_pool_is_refused(ranks):
+    model = partial(make_model, PROBES["control"])
+    documents = make_documents(PROBES["control"], 0)
+    with pytest.raises(ValueError, match=r"n_ranks=3 must be 1, or all 2 of the pool\."):
+        ranks.run(train_on_rank, Trainer, model, documents, Settings(), 1, 3)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 step, of every kind of parallelism. The cases, and how to add one, are in parallel_cases.py."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import parallel_cases as cases
@@ -41,13 +42,15 @@ def check(pools, tmp_path_factory):
             assert rank.steps == setting.steps
             assert rank.loss <= loss and rank.weight <= weight, rank[:3]
 
-    return check
+    yield check
+    shutil.rmtree(folder)  # weights after each of fifty steps are hundreds of megabytes
 
 
 def each(*names):
-    "The names of cases; GPipe computes what 1F1B does, so it waits for the slow tests."
+    "The names of cases; other pipelines compute what 1F1B does and wait for the slow tests."
     slow = pytest.mark.slow
-    return [pytest.param(name, marks=slow if name == "gpipe" else ()) for name in names]
+    others = ("gpipe", "four_stages")
+    return [pytest.param(name, marks=slow if name in others else ()) for name in names]
 
 
 EVERY = pytest.mark.parametrize("name", each(*CASES))
@@ -122,6 +125,10 @@ def test_variations_of_a_cut_model(check, name, variation):
     check(name, VARIATIONS[variation], loss=1e-12, weight=1e-12)
 
 
+def test_a_pipeline_of_four_stages(check):
+    check("four_stages", VARIATIONS["all, by Muon"], loss=1e-12, weight=1e-12)
+
+
 PARTS = {
     "gated": dict(mlp="swiglu", norm_position="post"),
     "older": dict(
@@ -158,5 +165,7 @@ def test_muon_with_uneven_shares(check, changes):
     check("fsdp", Setting("muon", steps=2, model=changes))
 
 
-def test_muon_moves_shards_in_bfloat16(check):
-    check("fsdp", Setting("muon", "bfloat16", steps=2), loss=0.05, weight=0.05)
+@pytest.mark.parametrize("precision", [dict(dtype="bfloat16"), dict(param_dtype="bfloat16")])
+def test_muon_moves_shards_in_bfloat16(check, precision):
+    "Weights that are kept in it, or gathered in it, stay near those of one process."
+    check("fsdp", Setting("muon", **{"dtype": "float32", "steps": 3, **precision}), 0.05, 0.05)
