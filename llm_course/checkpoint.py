@@ -123,7 +123,7 @@ def _prune(latest: Path, keep: int) -> None:
 def disk_errors(
     final: Path,  # the checkpoint that is being written
 ) -> Iterator[None]:
-    "Translation of errors: a full disk, also as torch and safetensors tell it, is one sentence."
+    "Translation of errors: a full disk, as torch and safetensors tell it, too, is one OSError."
     try:
         with one_sentence(final):
             yield

@@ -143,6 +143,8 @@ def _make_parts(config: RunConfig, run: Path, resume: bool, world: World) -> _Pa
     config.model.vocab_size = vocab_size
     preflight(config, world)
     print(f"data        {text.about}")
+    if config.parallel.kind != "none":
+        print(f"processes   {world.world_size} by parallel.kind={config.parallel.kind}")
     if resume:
         for name, (was, now) in check_resume(resolve_checkpoint(run), config, text.facts).items():
             print(f"changed     {name}: {was} → {now}")

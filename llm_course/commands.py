@@ -61,7 +61,13 @@ def llm_plan(
     return _run("llm_plan", argv, "plan")
 
 
-_COMMANDS = ("tokenize", "train", "eval", "generate")
+_COMMANDS = {
+    "tokenize": llm_tokenize,
+    "train": llm_train,
+    "eval": llm_eval,
+    "generate": llm_generate,
+    "plan": llm_plan,
+}
 
 
 def main() -> int:  # exit code
@@ -71,6 +77,5 @@ def main() -> int:  # exit code
         said = f"{words[0]!r} is no command" if words else "which command"
         print(f"llm_course.cli: {said}: give one of {', '.join(_COMMANDS)}.", file=sys.stderr)
         return 2
-    name = f"llm_{words[0]}"
-    sys.argv = [name, *words[1:]]
-    return _run(name, words[1:])
+    sys.argv = [f"llm_{words[0]}", *words[1:]]
+    return _COMMANDS[words[0]](words[1:])

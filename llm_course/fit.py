@@ -35,6 +35,7 @@ from .sampling import generate_text
 from .sharded_checkpoint import load_parallel, save_parallel
 from .terminal import stop_signals
 from .throughput import NonFiniteLossError
+from .torchrun import launcher_has_ended
 from .track import Tracker, read_metrics
 from .training import train
 from .viz import plot_loss
@@ -167,7 +168,8 @@ def _train_loop(
             is_best = loss < lowest
             lowest = min(lowest, loss)
             # a signal that comes later is for the next step
-            is_stop, is_best, is_over = _agree(world, bool(stopped), is_best, is_over)
+            is_stop = bool(stopped) or launcher_has_ended()
+            is_stop, is_best, is_over = _agree(world, is_stop, is_best, is_over)
             if is_stop or is_due or is_best or is_over:
                 measured = metrics.valid_loss
                 save(run, step, model, tokenizer, optimizer, batches, valid_loss=measured)

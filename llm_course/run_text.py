@@ -113,8 +113,8 @@ def _streamed_text(config: RunConfig, world: World) -> RunText:
     documents = _documents(config, "train", seed, limit=config.corpus.max_documents)
     share = _share(config, world)
     corpus = config.corpus
-    shares = [f"{share:g} {source}" for source, share in corpus.mixture.items()]
-    text = " + ".join(shares) or corpus.source
+    mixed = [f"{weight:g} {source}" for source, weight in corpus.mixture.items()]
+    text = " + ".join(mixed) or corpus.source
     floor = None
     if is_tales(config):
         floor = Tales().entropy() * len(held_out) / held_out.n_targets

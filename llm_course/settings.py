@@ -24,7 +24,7 @@ class TrainConfig:
     ValueError for a value that cannot work, and for a rate that nothing would use."""
 
     max_steps: int = 1000            # optimizer steps
-    batch_size: int = 16             # rows a batch
+    batch_size: int = 16             # rows a batch, over all processes that train together
     seq_len: int = 256               # tokens a row
     grad_accum_steps: int = 1        # batches a step
     optimizer: str = "muon"          # "muon": matrices by Muon, the rest by AdamW; "adamw": all

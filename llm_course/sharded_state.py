@@ -81,7 +81,7 @@ def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def optimizer_tensors(
-    model: nn.Module,
+    model: nn.Module,  # whose parameters' names count
     optimizer,  # over its parameters: one of torch's, or `Optimizers`
 ) -> dict[str, Tensor]:  # "blocks.0.mlp.up_proj.weight.exp_avg": …
     "Optimizer state by name: each tensor under its parameter's name, so that any rank can find it."
@@ -108,14 +108,14 @@ def _call_dcp(call: Callable, tensors: dict[str, Tensor], folder: Path, world: W
 
 def write_optimizer(
     folder: Path,  # training/ of a checkpoint that is being written
-    model: nn.Module,
+    model: nn.Module,  # whose parameters' names count
     optimizer,  # over its parameters
     world: World = ALONE,  # all its ranks call this together
 ) -> None:
     "Write an optimizer's state: each rank its part, by DCP. RuntimeError on all where one fails."
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    _call_dcp(dcp.save, optimizer_tensors(model, optimizer), folder, world)
+    _call_dcp(save, optimizer_tensors(model, optimizer), folder, world)
 
 # %% ../nbs/13k_sharded_state.ipynb #13k0s060
 _MAY_NAME = {  # what DCP names in its .metadata
@@ -156,18 +156,19 @@ def stored_tensors(
 def read_optimizer(
     folder: Path,  # training/ of a checkpoint that several processes saved
     groups: list,  # the param_groups of each optimizer, as they were saved
-    model: nn.Module,
+    model: nn.Module,  # whose parameters' names count
     optimizer,  # over its parameters
     world: World = ALONE,  # all its ranks call this together
 ) -> dict:  # as the optimizer's `load_state_dict` takes it
     """Read an optimizer's state: each rank reads what it needs from the files of all. ValueError
     where it does not fit."""
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    if len(groups) != len(each_optimizer(optimizer)):
+    own = each_optimizer(optimizer)
+    if len(groups) != len(own):
         raise ValueError(
-            f"{folder} is of {len(groups)} optimizers, and there are {len(each_optimizer(optimizer))}: make "
-            f"them with the config of the checkpoint."
+            f"{folder} is of {len(groups)} optimizers, and there are {len(own)}: make them with the "
+            f"config of the checkpoint."
         )
     stored = stored_tensors(folder)
     keys = defaultdict(list)
@@ -176,7 +177,7 @@ def read_optimizer(
         keys[name].append(key)
     tensors = {}
     states = []
-    for one, its_groups in zip(each_optimizer(optimizer), groups):
+    for one, its_groups in zip(own, groups):
         state: dict[int, dict] = {}
         for i, (name, p) in enumerate(_parameters(model, one).items()):
             for key in keys[name]:
@@ -187,7 +188,7 @@ def read_optimizer(
                 state.setdefault(i, {})[key] = room
         states.append({"state": state, "param_groups": its_groups})
     try:
-        _call_dcp(dcp.load, tensors, folder, world)
+        _call_dcp(load, tensors, folder, world)
     except RuntimeError as error:
         raise ValueError(f"{folder} does not fit the optimizer: {error}") from None
     return {"optimizers": states} if hasattr(optimizer, "optimizers") else states[0]

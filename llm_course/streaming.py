@@ -54,8 +54,9 @@ def document_parts(
 def _local_parts(source: str, *choice: str | None) -> list[Part]:
     "The files of a folder or a pattern that seem to hold text; any other text is one part."
     skipped = Skipped()
+    is_file = source.partition(":")[0] not in ("tales", "stdlib", "tinyshakespeare")
     forms = []
-    for path in corpus_files(source, skipped):
+    for path in corpus_files(source, skipped) if is_file else ():
         with skipped.passing_over(path):
             forms.append((path, form_of(path)))
     if len(forms) < 2:

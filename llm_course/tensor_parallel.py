@@ -65,7 +65,7 @@ class TensorParallel:
 
     def sum(self, x: Tensor) -> Tensor:
         "All-reduce: `x` added up over the ranks of the group, as a new tensor."
-        total = x.clone()
+        total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         return total
 

@@ -284,7 +284,7 @@ def ddp_tensor(setting: Setting) -> Iterator[State]:
 
 
 def pipeline(schedule: Callable, setting: Setting) -> Iterator[State]:
-    "Two stages, and each row a micro-batch."
+    "A stage for each rank, and each row a micro-batch."
     world = group()
     stage = Stage(make_model(setting), world.rank, world.world_size)
     optimizer = optimizer_of(setting, stage)
@@ -307,14 +307,15 @@ CASES = {
     "ddp_tensor": (ddp_tensor, 4),
     "gpipe": (partial(pipeline, gpipe), 2),
     "1f1b": (partial(pipeline, one_f_one_b), 2),
+    "four_stages": (partial(pipeline, one_f_one_b), 4),
 }
-TWO_LAYERS = ("gpipe", "1f1b")  # one for each stage
+LAYERS = {"gpipe": 2, "1f1b": 2, "four_stages": 4}  # one for each stage
 
 
 def setting_for(name: str, setting: Setting) -> Setting:
     "The setting with as many layers as a case needs."
-    if name in TWO_LAYERS:
-        return replace(setting, model={"n_layers": 2, **setting.model})
+    if name in LAYERS:
+        return replace(setting, model={"n_layers": LAYERS[name], **setting.model})
     return setting
 
 

@@ -113,7 +113,8 @@ def test_rank_0_alone_speaks(said, kind):
     alone = [line for line in said["one"][1].splitlines() if line.startswith(kinds)]
     _, out, err = said[kind]
     assert [line for line in out.splitlines() if line.startswith(kinds)] == alone
-    assert len(out.splitlines()) == len(said["one"][1].splitlines())
+    assert len(out.splitlines()) == len(said["one"][1].splitlines()) + 1
+    assert f"processes   2 by parallel.kind={kind}\n" in out
     assert err == ""
 
 

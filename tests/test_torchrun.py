@@ -28,11 +28,10 @@ TRAIN = (
     "--config=tiny.yaml",
     "parallel.kind=ddp",
     "model.dropout=0.1",  # random states count, too
-    "train.max_steps=24",
+    "train.max_steps=16",
     "train.eval_every=8",
     "track.sample_every=0",
     "save_every=1",
-    "--resume",
 )
 LOST = "llm_train: another process of this training has ended"
 
@@ -141,7 +140,7 @@ def train_in(pool, project, name):
     for kind in ("tokenizer", "processed"):
         with suppress(FileExistsError):
             os.symlink("tales", project / "data" / kind / name)
-    codes = pool.run(runs.command, project, 2, port, [*TRAIN, f"name={name}"])
+    codes = pool.run(runs.command, project, 2, port, [*TRAIN, f"name={name}", "--resume"])
     assert codes == [0, 0, None, None]
     return project / "data" / "runs" / name
 
@@ -150,7 +149,7 @@ def train_in(pool, project, name):
 def straight(project, pool):
     "An undisturbed run that keeps every step."
     run = train_in(pool, project, "straight")
-    assert steps(run)[-1] == "step-0000024" and len(losses(run)) == 24
+    assert steps(run)[-1] == "step-0000016" and len(losses(run)) == 16
     return run
 
 
@@ -162,12 +161,15 @@ def is_saving(run):
     return run.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(run))
 
 
-def kill_one(job, rng, inside):
-    "kill -9 one of the ranks some steps after they started, while they save where `inside`."
+def kill_one(job, rng, moment):
+    "kill -9 one of the ranks: while they start, between two saves or in one. Whether it met a save."
     pids = job.new_ranks()
-    goal = last_step(job.run) + rng.randint(1, 3)
-    wait_for(lambda: last_step(job.run) >= goal, job.process)
-    if inside:
+    if moment == "start":
+        time.sleep(rng.uniform(0, 2))
+    else:
+        goal = last_step(job.run) + rng.randint(1, 3)
+        wait_for(lambda: last_step(job.run) >= goal, job.process)
+    if moment == "save":
         wait_for(lambda: is_saving(job.run), job.process)
     time.sleep(rng.choice([0, 0.001, 0.003, rng.uniform(0, 0.02)]))
     met = is_saving(job.run)
@@ -183,18 +185,50 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8)
 def test_killed_again_and_again(project, pool, straight, seed):
     "Three times torchrun starts the ranks again; the fourth kill ends the job."
     rng = random.Random(seed)
-    job = Job(project, f"killed{seed}", restarts=3)
-    inside = [True, True, False, rng.random() < 0.5]
-    rng.shuffle(inside)
-    met = [kill_one(job, rng, each) for each in inside]
+    job = Job(project, f"killed{seed}", "--resume", restarts=3)
+    moments = ["start", "save", "save", "step"]
+    rng.shuffle(moments)
+    met = [kill_one(job, rng, moment) for moment in moments]
     code, errors = job.end()
     assert code == 1 and LOST in errors, errors
     assert any(met), "no kill met a save"
     check(job.run, straight)
     train_in(pool, project, job.run.name)
     check(job.run, straight)
-    assert losses(job.run) == losses(straight) and len(steps(job.run)) == 24
+    assert losses(job.run) == losses(straight) and len(steps(job.run)) == 16
     assert not is_saving(job.run)
+
+
+@pytest.mark.slow
+def test_a_command_that_cannot_be_said_twice_is_refused(project):
+    job = Job(project, "twice", restarts=1)
+    code, errors = job.end()
+    assert code == 1 and "--max-restarts=1 starts this command again after a failure" in errors
+    assert not job.run.exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_job(project):
+    "The other one waits for it as long as parallel.timeout says; then torchrun ends both."
+    job = Job(project, "hangs", "parallel.timeout=5")
+    pids = job.new_ranks()
+    wait_for(lambda: last_step(job.run) >= 2, job.process)
+    os.kill(pids[1], signal.SIGSTOP)
+    code, errors = job.end(seconds=90)
+    assert code == 1 and f"{LOST}, or did not answer" in errors, errors
+
+
+@pytest.mark.slow
+def test_ranks_stop_where_torchrun_is_killed(project):
+    job = Job(project, "orphans", "train.max_steps=100000")
+    job.new_ranks()
+    wait_for(lambda: last_step(job.run) >= 2, job.process)
+    job.process.kill()
+    end = time.monotonic() + 60
+    while any(map(is_rank, job.seen)):
+        assert time.monotonic() < end, "the ranks train on, and nobody would end them"
+        time.sleep(0.1)
+    assert len(losses(job.run)) == last_step(job.run)  # stopped as by a signal
 
 
 @pytest.fixture
