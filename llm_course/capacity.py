@@ -34,6 +34,8 @@ def _gpu(name: str, gigabytes: float, float32: float, link: float, network: floa
     return Gpu(gigabytes * 1e9, BF16_PEAKS[name], float32 * 1e12, link * 1e9, network * 1e9)
 
 
+# Held against pages that quote the data sheets: memory and NVLink of B200, H200, H100 and A100,
+# float32 of H100, H100 PCIe, A100, L40S and L4. The rest is from memory: look it up before you pay.
 # A data sheet's GB are counted as 10⁹ bytes. Most GPUs have some per cent more, which are left to
 # CUDA itself and to the gaps between tensors. Links: NVLink, or PCIe with 16 lanes. Network: as in
 # the makers' own machines (DGX), else an assumption: 100 Gbit/s, at home 10.
