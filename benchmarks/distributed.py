@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/train_small.yaml", help="the model's")
     parser.add_argument("settings", nargs="*", help="changes of the config")
     args = parser.parse_intermixed_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # for the processes, as the commands do
     run = load_config(args.config, args.settings)
     run.model.vocab_size = run.tokenizer.vocab_size
     shape = (run.train.batch_size, run.train.seq_len)
@@ -125,7 +126,9 @@ def main() -> None:
 
     seconds = {kind: [] for kind in ("none", *kinds)}
     sent = {kind: [] for kind in kinds}
-    with Ranks(1, n_threads=args.ranks) as alone, Ranks(args.ranks) as ranks:
+    patience = 600.0
+    one = Ranks(1, patience, n_threads=args.ranks)
+    with one as alone, Ranks(args.ranks, patience) as ranks:
         for _ in range(args.rounds):
             for kind in seconds:
                 pool = alone if kind == "none" else ranks

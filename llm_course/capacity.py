@@ -34,8 +34,11 @@ def _gpu(name: str, gigabytes: float, float32: float, link: float, network: floa
     return Gpu(gigabytes * 1e9, BF16_PEAKS[name], float32 * 1e12, link * 1e9, network * 1e9)
 
 
+# Held against pages that quote the data sheets: memory and NVLink of B200, H200, H100 and A100,
+# float32 of H100, H100 PCIe, A100, L40S and L4. The rest is from memory: look it up before you pay.
 # A data sheet's GB are counted as 10⁹ bytes. Most GPUs have some per cent more, which are left to
-# CUDA itself and to the gaps between tensors. Links: NVLink, or PCIe 4 with 16 lanes.
+# CUDA itself and to the gaps between tensors. Links: NVLink, or PCIe with 16 lanes. Network: as in
+# the makers' own machines (DGX), else an assumption: 100 Gbit/s, at home 10.
 GPUS = {
     "B200": _gpu("B200", 180, 80, 900, 50),
     "H200": _gpu("H200", 141, 67, 450, 50),
@@ -106,7 +109,7 @@ def state_bytes(
     optimizer: str = "muon",  # "muon" or "adamw"
     kind: str = "none",       # a name in KINDS
     n_ranks: int = 1,         # N
-    rank: int = 0,            # whose part; rank 0 has the most
+    rank: int = 0,            # whose part; under FSDP rank 0 has the most
 ) -> Memory:                  # its activations are 0
     """State of a rank in bytes, exact: weights and gradients in float32; two running means a weight
     and a counter a parameter for AdamW, one mean a weight for Muon."""

@@ -33,7 +33,7 @@ def _sharded_length(grads: list[Any]) -> Tensor:
 def grad_norm(params: Iterable[Tensor]) -> Tensor:
     """Gradient norm: the length of the gradients of all `params` laid end to end, a scalar. Those
     that are cut over several processes (DTensors) count as a whole."""
-    grads = [p.grad for p in params if p.grad is not None]
+    grads: list[Any] = [p.grad for p in params if p.grad is not None]
     if not any(hasattr(grad, "placements") for grad in grads):
         return _length(grads) if grads else torch.zeros(())
     alike = defaultdict(list)

@@ -48,13 +48,13 @@ class LiveBytes(TorchDispatchMode):
         return made
 
     def _note(self, storage: Any) -> None:
-        if id(storage) not in self.known:
-            self.known.add(id(storage))
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
             self._change(storage.nbytes())
-            weakref.finalize(storage, self._forget, id(storage), storage.nbytes())
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
 
-    def _forget(self, number: int, size: int) -> None:
-        self.known.remove(number)
+    def _forget(self, address: int, size: int) -> None:
+        self.known.remove(address)
         self._change(-size)
 
     def _change(self, size: int) -> None:

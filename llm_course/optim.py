@@ -8,6 +8,7 @@ __all__ = ['OPTIMIZERS', 'fused_adamw', 'newton_schulz', 'Muon', 'parameter_grou
 # %% ../nbs/02a_optim.ipynb #f13a942e
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def newton_schulz(
     return x.reshape(matrix.shape).to(matrix.dtype)
 
 # %% ../nbs/02a_optim.ipynb #02a-whole-matrices
-def _orthogonalize(stack: Tensor, steps: int) -> Tensor:
+def _orthogonalize(stack: Any, steps: int) -> Tensor:
     """`newton_schulz` of a stack (n, N, M) of matrices. Where each process holds some rows of every
     matrix (FSDP), they trade rows first, so that each holds some matrices whole, and back after."""
     if not hasattr(stack, "device_mesh"):
@@ -115,8 +116,8 @@ def _orthogonalize(stack: Tensor, steps: int) -> Tensor:
     whole = [Shard(0) if p.is_shard() else p for p in stack.placements]
     via = [Replicate()] * mesh.ndim if mesh.device_type == "cpu" else whole  # gloo cannot trade
     mine = stack.redistribute(placements=via).redistribute(placements=whole).to_local()
-    shape = dict(shape=stack.shape, stride=stack.stride())
-    done = DTensor.from_local(newton_schulz(mine, steps).contiguous(), mesh, whole, **shape)
+    done = newton_schulz(mine, steps).contiguous()
+    done = DTensor.from_local(done, mesh, whole, shape=stack.shape, stride=stack.stride())
     return done.redistribute(placements=via).redistribute(placements=stack.placements)
 
 # %% ../nbs/02a_optim.ipynb #9f0dc53b

@@ -88,7 +88,7 @@ def simulate_job(
 ) -> list[Span]:
     "Simulated step of a training: `simulate_step` with durations from config and data sheets."
     block, rest = block_and_rest(job.model)
-    speed = gpu.bf16_flops if job.dtype == "bfloat16" else gpu.float32_flops
+    speed = gpu.bf16_flops if "bfloat16" in (job.dtype, job.param_dtype) else gpu.float32_flops
     tokens = job.rows * job.seq_len
     seconds = tokens * flops_per_token(job.model, job.seq_len) / (speed * assumed.utilization)
     head = tokens * 6 * job.model.vocab_size * job.model.d_model / (speed * assumed.utilization)

@@ -66,12 +66,12 @@ class Ranks:
         timeout: float = 60.0,  # seconds that a rank waits for another, and a call for its ranks
         n_threads: int = 1,     # of torch, in each
     ):
+        self.workers: list[Worker] = []
         if world_size < 1:
             raise ValueError(f"world_size is {world_size}; a pool needs at least one rank.")
         self.world_size = world_size
         self.timeout = timeout
         self.n_threads = n_threads
-        self.workers: list[Worker] = []
 
     def _start(self) -> None:
         meeting = os.path.join(tempfile.mkdtemp(prefix="ranks-"), "meeting")

@@ -46,14 +46,15 @@ def check(pools, tmp_path_factory):
     shutil.rmtree(folder)  # weights after each of fifty steps are hundreds of megabytes
 
 
-def each(*names):
-    "The names of cases; other pipelines compute what 1F1B does and wait for the slow tests."
+def each(*names, waiting=("gpipe", "four_stages")):
+    """The names of cases, of which some wait for the slow tests: other pipelines compute what 1F1B
+    does."""
     slow = pytest.mark.slow
-    others = ("gpipe", "four_stages")
-    return [pytest.param(name, marks=slow if name in others else ()) for name in names]
+    return [pytest.param(name, marks=slow if name in waiting else ()) for name in names]
 
 
 EVERY = pytest.mark.parametrize("name", each(*CASES))
+FLOAT32 = each(*CASES, waiting=set(CASES) - {"ddp", "fsdp"})  # float64 is the sharper proof
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 
 
@@ -64,7 +65,7 @@ def test_float64_is_the_training_of_one_process(check, name, optimizer):
 
 
 @OPTIMIZERS
-@EVERY
+@pytest.mark.parametrize("name", FLOAT32)
 def test_float32_has_the_losses_of_one_process(check, name, optimizer):
     check(name, Setting(optimizer, "float32", steps=8), loss=1e-5, weight=1e-3)
 
@@ -142,6 +143,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @CUT
 @pytest.mark.parametrize("parts", PARTS)
 def test_other_parts_of_a_cut_model(check, name, parts):
