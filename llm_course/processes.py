@@ -7,23 +7,16 @@ __all__ = ['KINDS', 'ParallelConfig', 'lost_rank', 'process_group', 'on_rank_0',
            'checkpoint_activations', 'wrap']
 
 # %% ../nbs/13f_processes.ipynb #13f0p003
+import numpy as np
 import os
 import sys
+import torch
+import torch.distributed as dist
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from numbers import Real
-from typing import Any
-
-import numpy as np
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
-
 from .devices import pick_device
 from .experts import MixtureOfExperts
 from .settings import Rule, check_numbers
@@ -35,7 +28,12 @@ from llm_course.torchrun import (
     torchrun_number,
     torchrun_place,
 )
-from .world import ALONE, World
+from .world import ALONE, LOOPBACK, World
+from numbers import Real
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from typing import Any
 
 # %% ../nbs/13f_processes.ipynb #13f0p010
 KINDS = ("none", "ddp", "fsdp")
@@ -91,7 +89,6 @@ def _backend(device: str, world_size: int) -> str:
     return "cpu:gloo,cuda:nccl"
 
 # %% ../nbs/13f_processes.ipynb #13f0p022
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the network that a machine has with itself
 _LOST = ("connection", "broken pipe", "timed out", "timeout", "peer")  # in errors of a network
 
 
@@ -143,8 +140,8 @@ def process_group(
         yield ALONE
         return
     backend = _backend(device, world_size)
-    if sys.platform in _LOOPBACK and torchrun_number("LOCAL_WORLD_SIZE", 1) == world_size:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK[sys.platform])
+    if sys.platform in LOOPBACK and torchrun_number("LOCAL_WORLD_SIZE", 1) == world_size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
     patience = timedelta(seconds=config.timeout)
     try:
         with lost_rank(f"within {config.timeout:g} s (parallel.timeout)"):
