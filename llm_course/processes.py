@@ -7,16 +7,23 @@ __all__ = ['KINDS', 'ParallelConfig', 'lost_rank', 'process_group', 'on_rank_0',
            'checkpoint_activations', 'wrap']
 
 # %% ../nbs/13f_processes.ipynb #13f0p003
-import numpy as np
 import os
 import sys
-import torch
-import torch.distributed as dist
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
 from .devices import pick_device
 from .experts import MixtureOfExperts
 from .settings import Rule, check_numbers
@@ -29,11 +36,6 @@ from llm_course.torchrun import (
     torchrun_place,
 )
 from .world import ALONE, LOOPBACK, World
-from numbers import Real
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
-from typing import Any
 
 # %% ../nbs/13f_processes.ipynb #13f0p010
 KINDS = ("none", "ddp", "fsdp")
