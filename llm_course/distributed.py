@@ -106,7 +106,7 @@ class GradientBuckets:
         number = self.bucket_of[p]
         if self.missing[number] == 0:
             remedy = "call finish after each backward pass, or make the first ones in no_sync()"
-            raise RuntimeError(f"Bucket {number} of this step has been sent: {remedy}.")
+            raise RuntimeError(f"Bucket {number} of this step is complete: {remedy}.")
         self.missing[number] -= 1
         while self.missing[len(self.sent)] == 0:
             self._send()

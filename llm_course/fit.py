@@ -124,7 +124,8 @@ def _where_to_return(run: Path, config: RunConfig) -> str:
 
 def _why_over(losses: list[float]) -> str:
     since = len(losses) - 1 - losses.index(min(losses))
-    return f"the run ends, {since} evaluations after the lowest validation loss, {min(losses):.4f}"
+    evaluations = "an evaluation" if since == 1 else f"{since} evaluations"
+    return f"the run ends, {evaluations} after the lowest validation loss, {min(losses):.4f}"
 
 
 def _agree(world: World, is_stop: bool, is_best: bool, is_over: bool) -> list[bool]:

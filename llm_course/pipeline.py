@@ -99,7 +99,7 @@ class Stage(nn.Module):
     """Stage of a pipeline: some layers of a GPT in a row, with the embedding or the head at an end.
     ValueError where there are more stages than layers."""
 
-    embed = GPT.embed
+    embed = GPT.embed  # the same function, called with a stage in the model's place
     unembed = GPT.unembed
 
     def __init__(

@@ -28,7 +28,13 @@ from .devices import pick_device
 from .experts import MixtureOfExperts
 from .settings import Rule, check_numbers
 from .throughput import DTYPES
-from .torchrun import job_store, leaving_at_once, torchrun_number
+from llm_course.torchrun import (
+    is_of_a_job,
+    job_store,
+    leaving_at_once,
+    torchrun_number,
+    torchrun_place,
+)
 from .world import ALONE, World
 
 # %% ../nbs/13f_processes.ipynb #13f0p010
@@ -109,7 +115,7 @@ def _meeting_place(patience: timedelta) -> dict[str, Any]:
     """Where the processes find each other, as `init_process_group` takes it. In torchrun's store each
     start has a place of its own: it must not take the addresses of those that have ended."""
     distributed: Any = dist
-    if "MASTER_ADDR" not in os.environ:
+    if not is_of_a_job():
         return {"store": distributed.HashStore()}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
@@ -124,10 +130,10 @@ def process_group(
     """Process group: the processes that torchrun started meet, and part when the block ends. One
     that nobody started by torchrun is alone.
 
-    Raises ValueError for several processes of kind `none`, and for more of them than GPUs;
+    Raises ValueError for several processes of kind `none`, for more of them than GPUs, and for an
+    environment that torchrun would not write;
     ConnectionError, in the block, where another process has ended or does not answer in time."""
-    rank = torchrun_number("RANK", 0)
-    world_size = torchrun_number("WORLD_SIZE", 1)
+    rank, world_size = torchrun_place()
     if config.kind == "none" and world_size > 1:
         raise ValueError(
             f"torchrun started {world_size} processes, and parallel.kind is none: give "

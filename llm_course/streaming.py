@@ -61,7 +61,10 @@ def _local_parts(source: str, *choice: str | None) -> list[Part]:
             forms.append((path, form_of(path)))
     if len(forms) < 2:
         return [partial(load_documents, source, None, *choice, skipped)]
-    return [partial(file_documents, *form, True, choice[0], skipped) for form in forms]
+    return [
+        partial(file_documents, path, form, whole=True, column=choice[0], skipped=skipped)
+        for path, form in forms
+    ]
 
 # %% ../nbs/06b_streaming.ipynb #06b-stream
 class DocumentStream:
