@@ -35,7 +35,7 @@ from llm_course.torchrun import (
     torchrun_number,
     torchrun_place,
 )
-from .world import ALONE, World
+from .world import ALONE, LOOPBACK, World
 
 # %% ../nbs/13f_processes.ipynb #13f0p010
 KINDS = ("none", "ddp", "fsdp")
@@ -91,7 +91,6 @@ def _backend(device: str, world_size: int) -> str:
     return "cpu:gloo,cuda:nccl"
 
 # %% ../nbs/13f_processes.ipynb #13f0p022
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the network that a machine has with itself
 _LOST = ("connection", "broken pipe", "timed out", "timeout", "peer")  # in errors of a network
 
 
@@ -143,8 +142,8 @@ def process_group(
         yield ALONE
         return
     backend = _backend(device, world_size)
-    if sys.platform in _LOOPBACK and torchrun_number("LOCAL_WORLD_SIZE", 1) == world_size:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK[sys.platform])
+    if sys.platform in LOOPBACK and torchrun_number("LOCAL_WORLD_SIZE", 1) == world_size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
     patience = timedelta(seconds=config.timeout)
     try:
         with lost_rank(f"within {config.timeout:g} s (parallel.timeout)"):

@@ -23,16 +23,14 @@ import torch
 import torch.distributed as dist
 
 from .workers import Worker
+from .world import LOOPBACK
 
 # %% ../nbs/13e_ranks.ipynb #13e0r008
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the network that a machine has with itself
-
-
 def _join(rank: int, world_size: int, meeting: str, timeout: float, n_threads: int) -> None:
     "Become a rank of a group of processes on this machine."
     torch.set_num_threads(n_threads)
-    if sys.platform in _LOOPBACK:
-        os.environ["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]
+    if sys.platform in LOOPBACK:
+        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK[sys.platform]
     dist.init_process_group(
         "gloo",
         init_method=Path(meeting).as_uri(),

@@ -82,7 +82,7 @@ def _from_rank_0(world: World, make: Callable[[], Any]) -> Any:
 
 # %% ../nbs/13h_sharded_checkpoint.ipynb #13h0s050
 def _write_rest(path: Path, step: int, optimizer, batches, world: World) -> None:
-    "Write what is this rank's own in training/, and small: chance, position, settings."
+    "Write what is this rank's own in training/, and small: random numbers, position, settings."
     state = training_state(step, optimizer=None, batches=batches)
     state["world_size"] = world.world_size
     if optimizer is not None:
