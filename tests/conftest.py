@@ -58,14 +58,15 @@ def pytest_configure(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """One worker runs all that needs a browser, so that one server and one browser are started, and
-    one all proofs on several processes, which share theirs; `--dist loadgroup` does nothing in
+    one each file of tests on several processes, which share theirs; `--dist loadgroup` does nothing in
     pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneBrowser(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            if "test_parallel.py" in nodeid:
-                return "ranks"
+            of_processes = re.search(r"test_(clinic|parallel|planner|processes|torchrun)\.py", nodeid)
+            if of_processes:
+                return of_processes.group()
             return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
 
     return OneBrowser(config, log)

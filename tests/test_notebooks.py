@@ -283,7 +283,16 @@ def solved_copy(path, folder):
     return copy
 
 
-@each_notebook
+# Several processes each; what they claim is held by test_planner.py and test_clinic.py, too.
+HELD_ELSEWHERE = ("13i_footprint", "13j_probes", "13n_capacity")
+
+
+def in_nbdev(path):
+    marks = pytest.mark.slow if path.stem in HELD_ELSEWHERE else []
+    return pytest.param(path, id=name_of(path), marks=marks)
+
+
+@pytest.mark.parametrize("path", [in_nbdev(path) for path in NOTEBOOKS])
 def test_nbdev_test(path, tmp_path):
     root = ROOT
     if is_road(path):
