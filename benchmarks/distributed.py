@@ -22,7 +22,7 @@ from statistics import median
 
 import torch
 
-from llm_course.capacity import Job, block_and_rest
+from llm_course.capacity import TrainingJob, block_and_rest
 from llm_course.config import load_config
 from llm_course.cost import parameter_count, shapes_of
 from llm_course.planner import bytes_per_step, muon_numbers
@@ -83,7 +83,7 @@ def train(kind: str, config: str, settings: list[str], steps: int) -> tuple[floa
     return median(seconds[2:]), (after - before) / steps
 
 
-def formula(job: Job) -> tuple[float, str]:
+def formula(job: TrainingJob) -> tuple[float, str]:
     "Bytes that a rank should send in a step, and why. gloo does by gathering what it cannot do."
     if job.kind == "ddp":
         size = parameter_count(shapes_of(job.model))
@@ -117,7 +117,7 @@ def main() -> None:
     optimizer = run.train.optimizer
     kinds = {}
     for kind in args.kinds:
-        kinds[kind] = Job(run.model, 1, *shape, 1, args.ranks, kind, optimizer=optimizer)
+        kinds[kind] = TrainingJob(run.model, 1, *shape, 1, args.ranks, kind, optimizer=optimizer)
     print(f"PyTorch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, gloo")
     size = parameter_count(shapes_of(run.model))
     print(f"{size:,} parameters, {shape[0]} x {shape[1]} tokens a step, float32, {optimizer}")

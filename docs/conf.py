@@ -22,6 +22,7 @@ nb_execution_mode = "off"                                         # the outputs 
 nb_ipywidgets_js = {}
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_merge_streams = True
+suppress_warnings = ["misc.highlighting_failure"]                # a cell of `!torchrun` is no Python, and shown all the same
 nb_render_image_options = {"alt": "figure"}                       # each figure's title says what it shows
 myst_enable_extensions = ["dollarmath", "fieldlist", "html_image"]
 myst_heading_anchors = 3

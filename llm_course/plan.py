@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from .capacity import GPUS, Gpu, Job, largest_rows
+from .capacity import GPUS, Gpu, TrainingJob, largest_rows
 from .config import RunConfig, load_config
 from .cost import parameter_count, shapes_of
 from .model_config import GPTConfig
@@ -56,13 +56,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--utilization is {args.utilization}; it is a share, at most 1.")
 
 # %% ../nbs/90m_plan.ipynb #90m0p007
-def _job(config: RunConfig, args: argparse.Namespace) -> Job:
+def _job(config: RunConfig, args: argparse.Namespace) -> TrainingJob:
     "The training that a config describes, in one process."
     model = config.model
     if model.vocab_size == GPTConfig.vocab_size:  # the tokenizer decides it
         model = replace(model, vocab_size=config.tokenizer.vocab_size)
     train = config.train
-    job = Job(
+    job = TrainingJob(
         model,
         1,
         train.batch_size,
@@ -74,7 +74,7 @@ def _job(config: RunConfig, args: argparse.Namespace) -> Job:
     return replace(job, tokens=args.tokens or train.max_steps * job.tokens_per_step)
 
 
-def _ways(job: Job, n_gpus: int, param_dtype: str) -> Iterator[Job]:
+def _ways(job: TrainingJob, n_gpus: int, param_dtype: str) -> Iterator[TrainingJob]:
     "The job in each way that llm_train knows for so many GPUs."
     kinds = ("none",) if n_gpus == 1 else ("ddp", "fsdp")
     for kind, checkpoint in product(kinds, (False, True)):
@@ -82,7 +82,7 @@ def _ways(job: Job, n_gpus: int, param_dtype: str) -> Iterator[Job]:
         yield replace(job, n_gpus=n_gpus, kind=kind, checkpoint=checkpoint, param_dtype=dtype)
 
 
-def _say_assumptions(job: Job, gpu: Gpu, assumed: Assumptions, args: argparse.Namespace) -> None:
+def _say_assumptions(job: TrainingJob, gpu: Gpu, assumed: Assumptions, args: argparse.Namespace) -> None:
     speed = gpu.bf16_flops if job.dtype == "bfloat16" else gpu.float32_flops
     steps = job.tokens / job.tokens_per_step
     print(f"model       {parameter_count(shapes_of(job.model)):,} parameters, {job.optimizer}")

@@ -8,7 +8,7 @@ __all__ = ['Assumptions', 'bandwidth', 'muon_numbers', 'bytes_per_step', 'simula
 # %% ../nbs/13d_planner.ipynb #13d0p003
 from dataclasses import dataclass
 
-from .capacity import NUMBER_BYTES, Gpu, Job, block_and_rest, peak_bytes
+from .capacity import NUMBER_BYTES, Gpu, TrainingJob, block_and_rest, peak_bytes
 from .cost import Memory, flops_per_token, shapes_of
 from .model_config import GPTConfig
 from .optim import parameter_groups
@@ -37,7 +37,7 @@ def bandwidth(
     return assumed.network_share * speed
 
 
-def _messages(job: Job) -> dict[str, tuple[str, int]]:
+def _messages(job: TrainingJob) -> dict[str, tuple[str, int]]:
     "What a kind of training sends of each weight: ring function and bytes a number, by `Unit` field."
     gather = ("all-gather", NUMBER_BYTES[job.param_dtype])
     ddp = {"reduce": ("all-reduce", 4)}
@@ -54,7 +54,7 @@ def muon_numbers(
     return sum(p.numel() for p in matrices)
 
 
-def _after_step(job: Job) -> tuple[float, int]:
+def _after_step(job: TrainingJob) -> tuple[float, int]:
     "Bytes that a rank sends when the gradients are there, and hops: nothing hides them."
     n = job.n_gpus
     if job.kind == "zero1":  # the new weights, to all
@@ -67,7 +67,7 @@ def _after_step(job: Job) -> tuple[float, int]:
 
 
 def bytes_per_step(
-    job: Job,
+    job: TrainingJob,
 ) -> float:
     """Bytes that a rank sends in one step of a `job`. FSDP gathers the table and the head once, and
     keeps them until backward; for Muon its ranks trade rows for whole matrices (all-to-all)."""
@@ -82,7 +82,7 @@ def bytes_per_step(
 
 # %% ../nbs/13d_planner.ipynb #13d0p015
 def simulate_job(
-    job: Job,              # a training
+    job: TrainingJob,              # a training
     gpu: Gpu,              # on such GPUs
     assumed: Assumptions,  # under these assumptions
 ) -> list[Span]:
@@ -115,7 +115,7 @@ def simulate_job(
 @dataclass(frozen=True)
 class Plan:
     "Plan of a training: what it holds, how long it takes, what it costs."
-    job: Job
+    job: TrainingJob
     memory: Memory       # of rank 0, bytes; all but the activations exact
     buffers: int         # bytes, about
     peak: int            # the most bytes at one time
@@ -132,7 +132,7 @@ class Plan:
 
 
 def plan(
-    job: Job,                              # the training
+    job: TrainingJob,                              # the training
     gpu: Gpu,                              # a row of GPUS, or your own figures
     assumed: Assumptions = Assumptions(),  # about speed and price
 ) -> Plan:

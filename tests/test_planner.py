@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from llm_course.capacity import GPUS, Job, largest_rows, peak_bytes, state_bytes
+from llm_course.capacity import GPUS, TrainingJob, largest_rows, peak_bytes, state_bytes
 from llm_course.cost import activation_bytes, flops_per_token, shapes_of
 from llm_course.footprint import LiveBytes, SavedActivations, held_bytes
 from llm_course.gpt import GPT
@@ -148,20 +148,20 @@ def test_bytes_of_a_step():
     n_bytes = 4 * sum(p.numel() for p in shapes_of(UNTIED).parameters())
     blocks = 4 * sum(p.numel() for p in shapes_of(UNTIED).blocks.parameters())
     for n in (2, 4, 8):
-        jobs = {kind: Job(UNTIED, 1, n, 8, 1, n, kind, optimizer="adamw") for kind in ("ddp", "fsdp")}
+        jobs = {kind: TrainingJob(UNTIED, 1, n, 8, 1, n, kind, optimizer="adamw") for kind in ("ddp", "fsdp")}
         share = (n - 1) / n
         assert bytes_per_step(jobs["ddp"]) == pytest.approx(2 * share * n_bytes)
         assert bytes_per_step(jobs["fsdp"]) == pytest.approx(share * (2 * n_bytes + blocks))
-    assert bytes_per_step(Job(UNTIED, 1, 1, 8)) == 0
+    assert bytes_per_step(TrainingJob(UNTIED, 1, 1, 8)) == 0
 
 
 def test_plan():
-    job = Job(GPTConfig.gpt2(), 1e9, 64, 1024, dtype="bfloat16", optimizer="adamw")
+    job = TrainingJob(GPTConfig.gpt2(), 1e9, 64, 1024, dtype="bfloat16", optimizer="adamw")
     one = plan(job, GPUS["A100"], Assumptions(utilization=0.5, price=2.0))
     work = 1e9 * flops_per_token(job.model, 1024) / (0.5 * 312e12) / 3600
     assert one.hours == pytest.approx(work) and one.cost == 2 * one.hours and one.exposed == 0
     assert one.tokens_per_second == pytest.approx(1e9 / one.hours / 3600)
-    eight = Job(job.model, 1e9, 64, 1024, 1, 8, "ddp", "bfloat16", optimizer="adamw")
+    eight = TrainingJob(job.model, 1e9, 64, 1024, 1, 8, "ddp", "bfloat16", optimizer="adamw")
     assert 1 <= 8 * plan(eight, GPUS["A100"]).hours / plan(job, GPUS["A100"]).hours < 1.1
     assert bandwidth(8, GPUS["A100"], Assumptions()) > bandwidth(16, GPUS["A100"], Assumptions())
     spans = simulate_job(eight, GPUS["A100"], Assumptions())
@@ -170,12 +170,12 @@ def test_plan():
 
 def test_largest_rows_is_the_largest():
     for kind, n, again in (("none", 1, False), ("ddp", 2, False), ("fsdp", 8, True)):
-        job = Job(GPTConfig.gpt2(), 1e9, n, 1024, 1, n, kind, "bfloat16", checkpoint=again)
+        job = TrainingJob(GPTConfig.gpt2(), 1e9, n, 1024, 1, n, kind, "bfloat16", checkpoint=again)
         rows = largest_rows(job, GPUS["A10"])
-        sizes = [peak_bytes(Job(job.model, 1, (rows + i) * n, 1024, 1, n, kind, "bfloat16",
+        sizes = [peak_bytes(TrainingJob(job.model, 1, (rows + i) * n, 1024, 1, n, kind, "bfloat16",
                                 checkpoint=again))[2] for i in (0, 1)]
         assert sizes[0] <= GPUS["A10"].memory < sizes[1]
-    assert largest_rows(Job(GPTConfig.llama("8B"), 1, 1, 1024), GPUS["A10"]) == 0
+    assert largest_rows(TrainingJob(GPTConfig.llama("8B"), 1, 1, 1024), GPUS["A10"]) == 0
 
 
 @pytest.mark.parametrize("wrong, sentence", [
@@ -186,7 +186,7 @@ def test_largest_rows_is_the_largest():
 ])
 def test_jobs_that_cannot_be(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Job(UNTIED, 1e6, 4, 8, **wrong)
+        TrainingJob(UNTIED, 1e6, 4, 8, **wrong)
 
 
 def test_the_command(capsys):
