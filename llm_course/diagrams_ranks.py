@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
+from .diagrams import sheet
 from .viz import PALETTE, in_style, new_figure
 
 # %% ../nbs/support/diagrams_ranks.ipynb #dranks06
@@ -21,16 +22,6 @@ RANK_COLORS = PALETTE[:4]
 _PALE = ["#CCE3F0", "#F7DFCC", "#CCECE3", "#F5E4ED"]
 _GREY = "#595959"
 _CENTER: dict[str, Any] = {"ha": "center", "va": "center"}
-
-
-def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    "A figure, and empty axes that fill it; their units are inches."
-    fig, ax = new_figure(width, height)
-    fig.set_layout_engine("none")
-    ax.set_position((0, 0, 1, 1))
-    ax.set(xlim=(0, width), ylim=(0, height))
-    ax.set_axis_off()
-    return fig, ax
 
 
 def _cell(ax: Axes, left: float, low: float, width: float, height: float, rank: int) -> None:
@@ -101,7 +92,7 @@ _CUTS = (
 def draw_cuts() -> Figure:
     """Four ways to cut the work for two ranks: data parallelism, sharding, tensor parallelism and
     a pipeline; a batch's rows stand at the left of each, its layers above each other."""
-    fig, ax = _sheet(9.4, 1.95)
+    fig, ax = sheet(9.4, 1.95)
     for i, (name, what, draw) in enumerate(_CUTS):
         left = 0.3 + 2.35 * i
         draw(ax, left)
@@ -131,7 +122,7 @@ def _lane(ax: Axes, rank: int, y: float, rows: str) -> None:
 @in_style
 def draw_data_parallel() -> Figure:
     "Data parallelism: two ranks, each with its rows and all weights; the sum of both gradients."
-    fig, ax = _sheet(9.5, 1.9)
+    fig, ax = sheet(9.5, 1.9)
     for rank, (y, rows) in enumerate(((1.45, "rows 0 and 1"), (0.5, "rows 2 and 3"))):
         _lane(ax, rank, y, rows)
         middle = 0.975 + 0.12 * (1 if rank == 0 else -1)
@@ -195,7 +186,7 @@ def draw_ring(
         raise ValueError(f"{found}: give one for each.")
     n = len(states[0])
     width = 0.42 * n + 0.93
-    fig, ax = _sheet(width * len(states), 2.1)
+    fig, ax = sheet(width * len(states), 2.1)
     sums = [sum(column) for column in zip(*states[0])]
     for i, (state, title) in enumerate(zip(states, titles)):
         middle = width * (i + 0.5)
@@ -260,7 +251,7 @@ def draw_journey(
     known = [number for stops in JOURNEY.values() for number in stops]
     if here and here not in known:
         raise ValueError(f"{here!r} is not on the map; choose one of {', '.join(known)}.")
-    fig, ax = _sheet(9.2, 2.1)
+    fig, ax = sheet(9.2, 2.1)
     for i, (name, stops) in enumerate(JOURNEY.items()):
         y = 1.75 - 0.68 * i
         ax.text(0.65, y, name, fontsize=10, color=_GREY, **_CENTER)

@@ -119,6 +119,19 @@ class Shell:
         return err
 
 
+def same(a, b):
+    "Whether two states agree to the bit, tensors inside of them too."
+    import torch  # not every test needs it
+
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
 def steps(run):
     return sorted(path.name for path in run.glob("step-*"))
 

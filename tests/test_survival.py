@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import losses, name_run, steps, wait_for
+from conftest import losses, name_run, same, steps, wait_for
 
 from llm_course.checkpoint import load_model, resolve_checkpoint
 from llm_course.run_folder import read_config, waiting_run
@@ -30,16 +30,6 @@ def straight(tokenized):
     run = name_run(tokenized, "straight")
     tokenized.ok(*TRAIN, "name=straight")
     return run
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def state_of(folder):

@@ -15,7 +15,7 @@ from pathlib import Path
 import parallel_runs as runs
 import pytest
 import torch
-from conftest import TINY, losses, steps, wait_for
+from conftest import TINY, losses, same, steps, wait_for
 from torch.distributed import checkpoint as dcp
 
 from llm_course import cli
@@ -97,16 +97,6 @@ def is_rank(pid):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state != "Z" and b"llm_course.cli" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def state_of(checkpoint):
