@@ -8,7 +8,6 @@ __all__ = ['CHUNK', 'CHUNK_ROWS', 'QueueFull', 'Finished', 'Request', 'Engine']
 # %% ../nbs/15d_scheduler.ipynb #15d-imports
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from .blocks import BLOCK, BlockPool, PagedCache, block_keys, n_blocks_for
-from .context import CausalLM, evaluating
-from .engine import SamplingParams, sample_next
+from .context import CausalLM
+from .engine import SamplingParams, read_rows, sample_next
 from .filters import check_number
-from .writing import GeneratedToken, check_prompt
-from .writing import _named as name_tokens
+from .writing import GeneratedToken, check_prompt, name_tokens
 
 # %% ../nbs/15d_scheduler.ipynb #15d-request
 CHUNK = 32  # tokens of a prompt that one pass reads; a multiple of BLOCK
@@ -140,7 +138,7 @@ class Engine:
         seed: int | None = None,          # same seed, same text; None: drawn from the system
         top_logprobs: int | None = None,  # how many of the likeliest tokens each one names
         prompt_logprobs: bool = False,    # deliver the prompt's tokens, in a list, first
-        deliver: Callable[[Any], Any] = id,  # takes the tokens and a Finished, in the thread that steps
+        deliver: Callable[[Any], Any] = lambda item: None,  # called in the thread that steps
     ) -> Request:
         "Let a request join the queue, from any thread. ValueError; QueueFull where too many wait."
         prompt = check_prompt(self.model, ids)
@@ -295,8 +293,8 @@ class Engine:
             for request in requests:
                 self._isolated(work, [request])
 
-    def _forward(self, parts: list, tables: list, lengths: list, T: int) -> Tensor:  # (B, T, V)
-        "The model reads the next ids of each row, in a fixed pass beside rows of padding."
+    def _forward(self, T: int, parts: list, tables: list, lengths: list, n_logits=1) -> Tensor:
+        "Logits (B, n_logits, V) after each row's next ids, in a fixed pass beside rows of padding."
         if self.fixed:
             n_slots = self.n_slots
             missing = [[]] * (self.shapes[T] - len(parts))
@@ -304,35 +302,29 @@ class Engine:
             n_slots = BLOCK * max(map(len, tables))
             missing = []
             T = max(map(len, parts))
-        lengths = lengths + [0] * len(missing)
-        cache = PagedCache(self.pool, tables + missing, lengths, n_slots)
-        padded = [part + [0] * (T - len(part)) for part in parts + missing]
-        ids = torch.tensor(padded, device=self.pool.k.device)
-        n_new_tokens = torch.tensor([len(part) for part in parts + missing])
-        mode = evaluating(self.model) if self.model.training else nullcontext()
-        with torch.inference_mode(), mode:
-            return self.model(ids, cache=cache, n_new_tokens=n_new_tokens)[: len(parts)].float()
+        cache = PagedCache(self.pool, tables + missing, lengths + [0] * len(missing), n_slots)
+        return read_rows(self.model, parts + missing, cache, n_logits, T)[: len(parts)]
 
     def _read(self, requests: list[Request]) -> None:
         "One pass: each request reads its next ids, and who has read all draws a token."
         T = CHUNK if requests[0].n_read < requests[0].n_chunked else 1
         parts = [request.next_ids() for request in requests]
         tables = [request.blocks for request in requests]
-        logits = self._forward(parts, tables, [r.n_read for r in requests], T)
+        n_logits = 1 if all(r.prompt_tokens is None for r in requests) else T
+        logits = self._forward(T, parts, tables, [r.n_read for r in requests], n_logits)
         self.totals["tokens_read"] += sum(map(len, parts))
         row_of = {}
         for row, (request, part) in enumerate(zip(requests, parts)):
             request.n_read += len(part)
             if T == CHUNK:
-                self._after_chunk(request, part, logits[row])
+                self._after_chunk(request, part, logits[row, -len(part) :])
             if request.n_read == len(request.ids):
                 row_of[request] = row
         for request in [r for r in row_of if r.max_new_tokens == 0]:
             del row_of[request]
             self._finish(request, "length")
-        logits = logits[range(len(parts)), [len(part) - 1 for part in parts]]  # (B, V)
         for _, alike in groupby(sorted(row_of, key=_likeness), _likeness):
-            self._isolated(partial(self._draw, logits, row_of), list(alike))
+            self._isolated(partial(self._draw, logits[:, -1], row_of), list(alike))
 
     def _after_chunk(self, request: Request, part: list[int], logits: Tensor) -> None:
         "Its blocks can be shared if they are full; what the model thought of its tokens is kept."
@@ -374,8 +366,8 @@ class Engine:
         for T, n_rows in self.shapes.items():
             ids = torch.randint(self.model.config.vocab_size, (T,), generator=random).tolist()
             row = ([ids], [table], [max(0, self.longest - T)])
-            alone = self._forward(*row, T)
-            among = self._forward(*[part * n_rows for part in row], T)
+            alone = self._forward(T, *row)
+            among = self._forward(T, *[part * n_rows for part in row])
             agree = agree and bool((among == alone).all())
         self.pool.k.zero_()
         self.pool.v.zero_()
