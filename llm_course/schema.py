@@ -9,7 +9,7 @@ __all__ = ['ASKS_NOTHING', 'REFUSED', 'ApiError', 'refuse', 'StreamOptions', 'Co
 # %% ../nbs/15e_schema.ipynb #15e-imports
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -91,7 +91,8 @@ class _Strict(BaseModel):
 
 # %% ../nbs/15e_schema.ipynb #15e-request
 _Stop = Annotated[str, Field(min_length=1, max_length=200)]
-_Bias = dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
+_IdText = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+_Bias = dict[_IdText, Annotated[float, Field(ge=-100, le=100)]]
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "logit_bias"}
 _SAMPLING |= {"presence_penalty", "frequency_penalty", "repetition_penalty"}
 
@@ -150,6 +151,16 @@ class CompletionRequest(_Request):
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 
+    @property
+    def n_tokens(self) -> int | None:
+        "New tokens of each text, at most; None: as many as there is room for."
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def n_logprobs(self) -> int | None:
+        "Likeliest tokens to be named with each one; None: no log-probabilities."
+        return self.logprobs
+
     def prompts(self) -> list:
         "The texts, or the lists of ids, to go on with."
         prompt = self.prompt or ""
@@ -180,6 +191,7 @@ class Message(_Strict):
 class ChatRequest(_Request):
     "Request to answer a conversation."
 
+    echo: ClassVar[bool] = False  # an answer stands alone
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=0, lt=2**31)
     logprobs: bool | None = None
@@ -192,6 +204,16 @@ class ChatRequest(_Request):
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             refuse("max_tokens", "max_completion_tokens says another number")
         return self
+
+    @property
+    def n_tokens(self) -> int | None:
+        "New tokens of the answer, at most; None: as many as there is room for."
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def n_logprobs(self) -> int | None:
+        "Likeliest tokens to be named with each one; None: no log-probabilities."
+        return self.top_logprobs or 0 if self.logprobs else None
 
     def prompts(self) -> list:
         "The one conversation."
