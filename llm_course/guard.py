@@ -103,14 +103,14 @@ def _check_json(body: bytes) -> None:
         raise HTTPException(400, f"The body is no strict JSON, which needs {needs}.") from None
 
 # %% ../nbs/15b_guard.ipynb #15b-guard
-_LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "completion_tokens", "error")
+_LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "written_tokens", "error")
 
 
 @dataclass
 class Guard:
     """ASGI middleware around a FastAPI app: limits, key and names, `/health`, `/metrics`, a log.
-    An app that writes puts what it writes into `request.state.texts`: `usage()` tells of it
-    `prompt_tokens` and `completion_tokens`, `first_token_at` the time by `perf_counter`."""
+    An app that writes says so in `request.state.texts`, an object that counts the tokens `n_read`
+    and `n_written`, and has `first_token_at`, of `perf_counter`, or None."""
 
     app: FastAPI
     limits: Limits
@@ -159,7 +159,7 @@ class Guard:
         state["seconds"] = round(time.perf_counter() - start, 4)
         texts = state.get("texts")
         if texts is not None:
-            state |= texts.usage()
+            state |= {"prompt_tokens": texts.n_read, "written_tokens": texts.n_written}
             self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}
