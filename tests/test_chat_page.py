@@ -1,30 +1,32 @@
 """The page of `llm_serve` in a real browser: a text that grows, is stopped, looked into and changed.
 The server beside it is a stand-in that speaks as the real one does, and says what a test wants."""
 
-import asyncio
-import json
 import math
 import re
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
 import uvicorn
 from conftest import SCREENSHOTS
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
 
+from llm_course.chat import PLAIN_TEMPLATE
 from llm_course.corpus import Tales
 from llm_course.formats import load_tokenizer
-from llm_course.page import add_page
-from llm_course.streams import StreamDecoder, token_text
+from llm_course.openai import Served, make_app
+from llm_course.page import PAGE_FILES, add_page
+from llm_course.scheduler import Finished
+from llm_course.writing import GeneratedToken
 
 TOKENIZER = load_tokenizer(files("llm_course") / "bundled")
 END = TOKENIZER.eos_id
+BLUE, ONE = (TOKENIZER.encode_ordinary(word)[0] for word in (" blue", "1"))
 STORY = Tales().generate(1, seed=5)[0]
 BEGINNING = STORY[:40].rsplit(" ", 1)[0]
 MARKUP = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><b>é 𝕏 🦊\n</b>"
@@ -32,89 +34,69 @@ LOG_PROBS = [math.log(p) for p in (0.93, 0.6, 0.2, 0.05, 0.004)]  # one of each 
 SIZES = {"phone": (390, 844), "desk": (1280, 900)}
 
 
-class StandIn:
-    "What the server says, and what it was asked."
+class Script:
+    "An engine that writes what a test wants, and remembers what it was asked."
 
     def __init__(self):
-        self.app = FastAPI()
+        self.texts = {"": STORY, BEGINNING: STORY.removeprefix(BEGINNING)}  # what follows what
+        self.asked = []
+        self.pause = 0.0  # between tokens
+        self.breaks_after = math.inf  # so many tokens
+        self.left = False  # whether somebody went away in the middle
+
+    def submit(self, ids, max_new_tokens, params, deliver, prompt_logprobs, **options):
+        self.asked.append(SimpleNamespace(ids=ids, n=max_new_tokens, params=params, **options))
+        request = SimpleNamespace(is_open=True, cancel=lambda: setattr(request, "is_open", False))
+        if prompt_logprobs:
+            deliver([GeneratedToken(i, -1.0, []) for i in ids])
+        threading.Thread(target=self.write, args=(ids, max_new_tokens, deliver, request)).start()
+        return request
+
+    def write(self, ids, n, deliver, request):
+        said = TOKENIZER.decode(ids[1:])
+        new = TOKENIZER.encode_ordinary(self.texts.get(said, " and that was all."))
+        for number, i in enumerate(new[:n]):
+            if number >= self.breaks_after:
+                deliver(Finished("error", len(ids), 0))
+                return
+            if not request.is_open:
+                self.left = True
+                return
+            log_prob = LOG_PROBS[number % len(LOG_PROBS)]
+            top = {BLUE: -3.4, END: -4.0, ONE: -3.0} | {i: log_prob}
+            best = sorted(top.items(), key=lambda one: -one[1])
+            deliver(GeneratedToken(i, log_prob, best))
+            time.sleep(self.pause)
+        deliver(Finished("length" if len(new) > n else "stop", len(ids), 0))
+
+
+class StandIn:
+    "The server, without a model: its engine writes what a test wants, and it refuses on order."
+
+    def __init__(self):
+        self.reset()
+        self.app = make_app(self)
+        add_page(self.app, self, lambda: {STORY})
+        self.app.middleware("http")(self.guard)
+
+    def reset(self, **changes):
+        self.engine = Script()
+        self.key = ""
+        self.refusals = []  # (status, message, headers) of the next texts that are asked for
         shape = SimpleNamespace(vocab_size=TOKENIZER.vocab_size, max_seq_len=272)
         model = SimpleNamespace(config=shape)
-        facts = dict(name="stories", model=model, tokenizer=TOKENIZER, is_story=True)
-        self.current = SimpleNamespace(**facts)
-        add_page(self.app, self, lambda: {STORY})
-        self.app.post("/v1/completions")(self.complete)
-        self.app.post("/v1/chat/completions")(self.complete)
-        self.app.middleware("http")(self.guard)
-        self.reset()
-
-    def reset(self):
-        self.asked = []
-        self.key = ""
-        self.pause = 0.0       # between tokens
-        self.refusals = []     # (status, message, headers) of the next requests
-        self.breaks_after = math.inf
-        self.texts = {"": STORY, BEGINNING: STORY.removeprefix(BEGINNING)}
-        self.left = False      # whether somebody went away in the middle
-        self.current.is_story = True
-        TOKENIZER.marks.__dict__["chat_template"] = None
+        facts = dict(name="stories", model=model, tokenizer=TOKENIZER, engine=self.engine)
+        self.current = Served(**(facts | dict(created=0, is_story=True) | changes))
 
     async def guard(self, request, call_next):
-        is_open = request.url.path in ("/", "/chat.js", "/chat.css", "/favicon.ico")
-        if self.key and not is_open and request.headers.get("authorization") != f"Bearer {self.key}":
+        path = request.url.path
+        is_known = request.headers.get("authorization") == f"Bearer {self.key}"
+        if self.key and path not in PAGE_FILES and not is_known:
             return JSONResponse({"error": {"message": "no key"}}, 401)
-        return await call_next(request)
-
-    async def complete(self, request: Request):
-        body = await request.json()
-        self.asked.append((request.url.path, body))
-        if self.refusals:
+        if self.refusals and path.startswith("/v1"):
             status, message, headers = self.refusals.pop(0)
             return JSONResponse({"error": {"message": message}}, status, headers)
-        return StreamingResponse(self.write(body), media_type="text/event-stream")
-
-    def text_after(self, body):
-        if "messages" in body:
-            return f" You said: {body['messages'][-1]['content']}"
-        said = TOKENIZER.decode(body["prompt"][1:])
-        return self.texts.get(said, " and that was all.")
-
-    async def write(self, body):
-        ids = TOKENIZER.encode_ordinary(self.text_after(body))
-        try:
-            decoder = StreamDecoder(TOKENIZER)
-            for n, i in enumerate(ids[: body["max_tokens"]]):
-                if n >= self.breaks_after:
-                    yield event({"error": {"message": "The model has gone."}})
-                    return
-                yield event({"choices": [piece(body, n, i, decoder.add(i))]})
-                await asyncio.sleep(self.pause)
-        except asyncio.CancelledError:
-            self.left = True
-            raise
-        reason = "length" if len(ids) > body["max_tokens"] else "stop"
-        yield event({"choices": [{"text": "", "delta": {}, "finish_reason": reason}]})
-        yield event({"choices": [], "usage": {}})
-        yield ": a comment, to keep the line open\n\ndata: [DONE]\n\n"
-
-
-def event(chunk):
-    return f"data: {json.dumps(chunk)}\n\n"
-
-
-def piece(body, n, i, text):
-    "A token in the form of the endpoint, with four alternatives."
-    name = token_text(TOKENIZER, i)
-    others = {name: i, " blue": TOKENIZER.encode_ordinary(" blue")[0], "<|endoftext|>": END, "1": 17}
-    log_prob = LOG_PROBS[n % len(LOG_PROBS)]
-    best = {key: log_prob if other == i else -3.0 - other / 1000 for key, other in others.items()}
-    best = dict(sorted(best.items(), key=lambda one: -one[1]))
-    ids = {"token_ids": [i], "top_token_ids": [[others[key] for key in best]]}
-    if "messages" not in body:
-        said = {"tokens": [name], "token_logprobs": [log_prob], "top_logprobs": [best]}
-        return {"text": text, "logprobs": said, "finish_reason": None, **ids}
-    rows = [{"token": key, "logprob": number} for key, number in best.items()]
-    content = [{"token": name, "logprob": log_prob, "top_logprobs": rows}]
-    return {"delta": {"content": text}, "logprobs": {"content": content}, "finish_reason": None, **ids}
+        return await call_next(request)
 
 
 @contextmanager
@@ -207,7 +189,7 @@ def test_the_page_comes_with_its_policy(server):
 
 
 def test_a_text_grows_and_is_read_out_once(visit, server):
-    server.pause = 0.02
+    server.engine.pause = 0.02
     page = visit()
     page.write()
     expect(page.state).to_have_text("Writing …")
@@ -224,7 +206,7 @@ def test_a_text_grows_and_is_read_out_once(visit, server):
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_what_was_written_stays_when_it_is_stopped(visit, server, how):
-    server.pause = 0.02
+    server.engine.pause = 0.02
     page = visit()
     page.write()
     expect(page.tokens.nth(3)).to_be_visible()
@@ -237,11 +219,11 @@ def test_what_was_written_stays_when_it_is_stopped(visit, server, how):
     assert STORY.startswith(text) and len(text) > len(BEGINNING)
     expect(page.verdict).to_have_text("Verdict: right so far.")
     end = time.monotonic() + 5
-    while not server.left:
+    while not server.engine.left:
         assert time.monotonic() < end
         time.sleep(0.01)
-    server.pause = 0
-    server.texts[text] = STORY.removeprefix(text)
+    server.engine.pause = 0
+    server.engine.texts[text] = STORY.removeprefix(text)
     page("Write on").click()
     page.wait()
     assert page.text() == STORY
@@ -257,13 +239,11 @@ def test_another_token_is_gone_on_from_by_its_id(visit, server):
     assert names[0] == "1" and "·blue" in names
     page.others.filter(has_text="·blue").click()
     page.wait()
-    path, body = server.asked[-1]
     ids = TOKENIZER.encode_ordinary(STORY.removeprefix(BEGINNING))
     before = [END, *TOKENIZER.encode_ordinary(BEGINNING), *ids[:4]]
-    assert path == "/v1/completions"
-    assert body["prompt"] == [*before, *TOKENIZER.encode_ordinary(" blue")]
-    changed = TOKENIZER.decode(body["prompt"][1:])
-    assert page.text() == changed + " and that was all."
+    asked = server.engine.asked[-1]
+    assert asked.ids == [*before, BLUE]
+    assert page.text() == TOKENIZER.decode(asked.ids[1:]) + " and that was all."
     expect(page.verdict).to_contain_text("not valid: word")
     wrong = page.page.locator("#text .wrong").all_text_contents()
     assert "".join(wrong).strip() == "blue"
@@ -279,7 +259,7 @@ def test_the_end_can_stand_there_too(visit, server):
     page.tokens.nth(6).click()
     page.others.filter(has_text="endoftext").click()
     page.wait("6 tokens")
-    assert len(server.asked) == 1
+    assert len(server.engine.asked) == 1
     expect(page.verdict).to_contain_text("is the end, expected")
 
 
@@ -326,7 +306,7 @@ def test_everything_is_done_with_the_keyboard(visit, server):
     keys.press("Enter")
     expect(page.tokens.nth(1)).to_be_focused()
     page.wait()
-    assert len(server.asked) == 2
+    assert len(server.engine.asked) == 2
     # One stop for all tokens: what follows them is reached with one press.
     assert page.page.locator("#text [tabindex='0']").count() == 1
 
@@ -340,19 +320,20 @@ def test_settings_are_sent_as_they_stand(visit, server):
         page.page.fill(f"#{name}", str(value))
     page.write("")
     page.wait("Ended at its length: 12 tokens")
-    asked = server.asked[-1][1]
-    assert {name: asked[name] for name in values} == values
-    assert asked["prompt"] == [END] and asked["logprobs"] == 5 and asked["stream"] is True
+    asked = server.engine.asked[-1]
+    said = asked.params.__dict__ | {"max_tokens": asked.n, "seed": asked.seed}
+    assert {name: said[name] for name in values} == values
+    assert asked.ids == [END] and asked.top_logprobs == 5
     assert page.page.input_value("#seed") == "42"
     page.page.fill("#top_k", "0")
     page.page.fill("#seed", "")
     page("Write").click()
     page.wait("Ended at its length")
-    assert "top_k" not in server.asked[-1][1] and "seed" not in server.asked[-1][1]
+    assert server.engine.asked[-1].params.top_k is None and server.engine.asked[-1].seed is None
 
 
 def test_a_text_never_becomes_a_part_of_the_page(visit, server):
-    server.texts[MARKUP] = MARKUP
+    server.engine.texts[MARKUP] = MARKUP
     page = visit()
     page.write(MARKUP)
     page.wait()
@@ -393,13 +374,13 @@ def test_troubles_are_told_in_words(visit, server):
     expect(page.trouble).to_have_text("The server is about to stop.")
     page("Try again").click()
     expect(page.trouble).to_have_text("The server answered with error 500.")
-    server.breaks_after = 3
+    server.engine.breaks_after = 3
     page("Try again").click()
-    expect(page.trouble).to_have_text("The model has gone.")
+    expect(page.trouble).to_have_text("The model could not go on with this text.")
     expect(page.tokens).to_have_count(3)
-    server.breaks_after = math.inf
+    server.engine.breaks_after = math.inf
     text = page.text()
-    server.texts[text] = STORY.removeprefix(text)
+    server.engine.texts[text] = STORY.removeprefix(text)
     page("Try again").click()
     page.wait()
     assert page.text() == STORY
@@ -407,27 +388,21 @@ def test_troubles_are_told_in_words(visit, server):
 
 
 def test_a_conversation(visit, server):
-    server.current.is_story = False
-    TOKENIZER.marks.__dict__["chat_template"] = "{{ messages[-1].content }}"
+    tokenizer = load_tokenizer(files("llm_course") / "bundled")
+    tokenizer.marks = replace(tokenizer.marks, chat_template=PLAIN_TEMPLATE)
+    server.reset(tokenizer=tokenizer, is_story=False)
+    server.engine.texts = {"user: Hello\nassistant:": " Hi."}
     page = visit()
     page.page.get_by_label("What you say").fill("Hello")
     page("Write").click()
     page.wait()
-    assert page.text() == " You said: Hello"
-    page.tokens.nth(1).click()
-    page.others.filter(has_text="blue").click()
-    page.wait()
-    path, body = server.asked[-1]
-    assert path == "/v1/completions" and body["prompt"][-1] == TOKENIZER.encode_ordinary(" blue")[0]
-    answer = page.text()
+    assert page.text() == " Hi."
     page.page.fill("#prompt", "Again")
     page("Write").click()
     page.wait()
-    path, body = server.asked[-1]
-    said = [("user", "Hello"), ("assistant", answer), ("user", "Again")]
-    assert path == "/v1/chat/completions"
-    assert [(one["role"], one["content"]) for one in body["messages"]] == said
-    assert page.page.locator("#turns p").all_text_contents() == ["Hello", answer]
+    said = TOKENIZER.decode(server.engine.asked[-1].ids[1:])
+    assert said == "user: Hello\nassistant:  Hi.\nuser: Again\nassistant:"
+    assert page.page.locator("#turns p").all_text_contents() == ["Hello", " Hi."]
     expect(page.page.locator("#asked")).to_have_text("Again")
     page.shot("conversation")
     page("New chat").click()
@@ -489,7 +464,7 @@ def test_it_can_be_read_at_every_width_and_in_both_schemes(visit, server, size, 
     ground = page.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}[scheme]
     check_looks(page, f"{name}-start")
-    server.texts[BEGINNING] = STORY.removeprefix(BEGINNING).replace(".", " blue.", 1)
+    server.engine.texts[BEGINNING] = STORY.removeprefix(BEGINNING).replace(".", " blue.", 1)
     page.write()
     page.wait()
     expect(page.verdict).to_contain_text("not valid")
@@ -525,7 +500,7 @@ def test_who_listens_is_told_what_each_thing_is(visit, server):
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_the_cursor_blinks_only_where_motion_is_welcome(visit, server, motion):
-    server.pause = 0.05
+    server.engine.pause = 0.05
     page = visit(reduced_motion=motion)
     page.write()
     expect(page.tokens.nth(1)).to_be_visible()

@@ -108,79 +108,74 @@ async function* chunks(answer) {
   throw new Refused("The connection broke off.");
 }
 
-function alternatives(names, logProbs, ids) {
-  const isKnown = names.length === ids.length; // two that are spelled alike are one entry
-  return names.map((name, n) => ({ name, logProb: logProbs[n], id: isKnown ? ids[n] : null }));
+// The tokens of a choice, from either form of `logprobs`, with what else could stand there.
+function tokensOf({ logprobs }) {
+  if (logprobs?.content) return logprobs.content.map(chatToken);
+  return (logprobs?.tokens ?? []).map((name, i) => {
+    const ids = logprobs.top_ids[i];
+    const others = Object.entries(logprobs.top_logprobs[i])
+      .map(([other, logProb]) => ({ name: other, logProb, id: ids[other] }))
+      .sort((a, b) => b.logProb - a.logProb);
+    return { name, logProb: logprobs.token_logprobs[i], id: logprobs.token_ids[i], others };
+  });
 }
 
-// The tokens of a chunk, from either form of `logprobs`.
-function tokensOf(choice) {
-  const said = choice.logprobs;
-  if (!said) return [];
-  const ids = choice.token_ids;
-  const otherIds = choice.top_token_ids;
-  if (said.content) {
-    return said.content.map(({ token, logprob, top_logprobs }, i) => {
-      const names = top_logprobs.map((other) => other.token);
-      const logProbs = top_logprobs.map((other) => other.logprob);
-      const others = alternatives(names, logProbs, otherIds[i]);
-      return { id: ids[i], name: token, logProb: logprob, others };
-    });
-  }
-  return said.tokens.map((name, i) => {
-    const best = Object.entries(said.top_logprobs[i]).sort((a, b) => b[1] - a[1]);
-    const others = alternatives(best.map((one) => one[0]), best.map((one) => one[1]), otherIds[i]);
-    return { id: ids[i], name, logProb: said.token_logprobs[i], others };
-  });
+function chatToken({ token, logprob, id, top_logprobs }) {
+  return { name: token, logProb: logprob, id, others: (top_logprobs ?? []).map(chatToken) };
 }
 
 // The same tokens, each with its part of the text. Several that are one character: the last has it.
 function readChunk(chunk) {
-  const choice = chunk.choices[0] ?? {};
+  const choice = chunk.choices[0];
   const text = choice.text ?? choice.delta?.content ?? "";
   const tokens = tokensOf(choice);
   const isPlain = tokens.map((token) => token.name).join("") === text;
   tokens.forEach((token, i) => {
     token.text = isPlain ? token.name : i === tokens.length - 1 ? text : "";
   });
-  return { tokens, late: tokens.length ? "" : text, reason: choice.finish_reason ?? null };
+  return { tokens, reason: choice.finish_reason };
 }
 
 // ---- Writing -----------------------------------------------------------------------------------
 
-function settings(room) {
+function settings() {
   const asked = { model: about.model, stream: true };
   for (const slider of SLIDERS) asked[slider.id] = Number(slider.value);
   if (asked.top_k === 0) delete asked.top_k;
-  asked.max_tokens = Math.min(asked.max_tokens, room);
   if ($("seed").value !== "") asked.seed = Number($("seed").value);
   return asked;
 }
 
-// Ask for what follows the tokens that are there already; they are named by their ids, so that
-// the model reads what it wrote, and not what its text would be cut into.
-async function begin(next, asked, ids, signal) {
-  if (next.messages && next.tokens.length === 0) {
-    const chat = { messages: next.messages, logprobs: true, top_logprobs: N_OTHERS };
-    return ask("v1/chat/completions", { ...asked, ...chat }, signal);
+// Ask for what follows. The tokens that are there already are named by their ids, so that the
+// model reads what it wrote, and not what its text would be cut into.
+function begin({ prompt, promptIds, messages, tokens }, signal) {
+  const asked = settings();
+  const ids = tokens.map((token) => token.id);
+  if (messages) {
+    const chat = { ...asked, messages, logprobs: true, top_logprobs: N_OTHERS };
+    if (ids.length) chat.answer_ids = ids;
+    return ask("v1/chat/completions", chat, signal);
   }
-  return ask("v1/completions", { ...asked, prompt: ids, logprobs: N_OTHERS }, signal);
+  const text = { ...asked, prompt, logprobs: N_OTHERS };
+  if (promptIds === null) return ask("v1/completions", { ...text, echo: true }, signal);
+  text.prompt = [...promptIds, ...ids];
+  text.max_tokens = Math.min(asked.max_tokens, about.max_len - 1 - text.prompt.length);
+  if (text.max_tokens < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  return ask("v1/completions", text, signal);
 }
 
 async function receive(next, signal) {
-  const { prompt, messages, tokens } = next;
-  const before = await askJson("prompt", messages ? { messages } : { prompt }, signal);
-  const ids = [...before.ids, ...tokens.map((token) => token.id)];
-  const room = about.max_len - ids.length;
-  if (room < 1) throw new Refused(`The model reads ${about.max_len} tokens, and they are full.`);
-  const asked = settings(room);
-  next.seed = asked.seed;
+  const { tokens } = next;
+  next.seed = settings().seed;
   let ended = null;
-  for await (const chunk of chunks(await begin(next, asked, ids, signal))) {
+  for await (const chunk of chunks(await begin(next, signal))) {
     const piece = readChunk(chunk);
-    for (const token of piece.tokens) tokens.push(token);
-    if (piece.late && tokens.length) tokens.at(-1).text += piece.late;
-    if (next === draft) drawTokens(piece.late ? tokens.length - 1 : spans.length);
+    if (next.promptIds === null) {
+      next.promptIds = piece.tokens.map((token) => token.id); // the echo comes first, in one piece
+    } else {
+      tokens.push(...piece.tokens);
+      if (next === draft) drawTokens(spans.length);
+    }
     ended = piece.reason ?? ended;
   }
   return ended;
@@ -401,7 +396,7 @@ function choose(i, other) {
   if (other.id === null) return;
   const before = draft.tokens.slice(0, i);
   const { others } = draft.tokens[i];
-  const text = other.text ?? (other.name.startsWith("bytes:") ? "" : other.name);
+  const text = other.text ?? (/^(⟨\w\w⟩)+$/.test(other.name) ? "" : other.name); // half a letter
   const isEnd = about.end_ids.includes(other.id);
   const tokens = isEnd ? before : [...before, { ...other, text, others }];
   const next = { ...draft, tokens };
@@ -478,7 +473,7 @@ function submit() {
     return;
   }
   if (!about.is_chat) {
-    write({ prompt: said, tokens: [] });
+    write({ prompt: said, promptIds: said === "" ? [] : null, tokens: [] });
     return;
   }
   if (said.trim() === "") return;
