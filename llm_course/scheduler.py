@@ -22,8 +22,7 @@ from .blocks import BLOCK, BlockPool, PagedCache, block_keys, n_blocks_for
 from .context import CausalLM, evaluating
 from .engine import SamplingParams, sample_next
 from .filters import check_number
-from .writing import GeneratedToken, check_prompt
-from .writing import _named as name_tokens
+from .writing import GeneratedToken, check_prompt, name_tokens
 
 # %% ../nbs/15d_scheduler.ipynb #15d-request
 CHUNK = 32  # tokens of a prompt that one pass reads; a multiple of BLOCK
