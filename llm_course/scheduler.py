@@ -6,23 +6,21 @@
 __all__ = ['CHUNK', 'CHUNK_ROWS', 'QueueFull', 'Finished', 'Request', 'Engine']
 
 # %% ../nbs/15d_scheduler.ipynb #15d-imports
+import torch
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
-from threading import Condition, Thread
-from time import perf_counter, sleep
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor, nn
-
 from .blocks import BLOCK, BlockPool, PagedCache, block_keys, n_blocks_for
 from .context import CausalLM, evaluating
 from .engine import SamplingParams, sample_next
 from .filters import check_number
 from .writing import GeneratedToken, check_prompt, name_tokens
+from threading import Condition, Thread
+from time import perf_counter, sleep
+from torch import Tensor, nn
+from typing import Any, NamedTuple
 
 # %% ../nbs/15d_scheduler.ipynb #15d-request
 CHUNK = 32  # tokens of a prompt that one pass reads; a multiple of BLOCK
