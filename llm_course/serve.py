@@ -6,6 +6,7 @@
 __all__ = ['llm_serve']
 
 # %% ../nbs/90o_serve.ipynb #90o0s003
+import hashlib
 import os
 import socket
 import sys
@@ -14,36 +15,39 @@ from argparse import Namespace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
+from types import SimpleNamespace
 
 from .checkpoint import bundled_model, find_model
 from .config import load_config
 from .fast import optimize_for_decoding
-from .files import read_whole
+from .files import read_whole, sha256_of
 from .pretrained import is_hugging_face, load_any
 from .run_folder import checkpoint_to_use, resolve_checkpoint
 from .runs import is_tales, shown
 from .scheduler import Engine
 from .shell import base_parser, command
-from .terminal import steady_output, stop_signals
+from .terminal import leave_on_signals, steady_output
 
 try:
     import uvicorn
 
-    from llm_course.openai import Holder, Served, make_app
+    from llm_course.guard import Guard, Limits, PatientProtocol
+    from llm_course.openai import Served, make_app
 except ImportError as error:
     raise ImportError(f"{error.name} is missing: pip install 'llm_course[serve]'.") from None
 
 # %% ../nbs/90o_serve.ipynb #90o0s005
-def _parsed(argv: list[str], about: str | None) -> Namespace:
-    "The arguments of the command, with what they default to."
+def _arguments(argv: list[str], about: str | None) -> Namespace:
+    "What was typed, and what it defaults to."
     parser = base_parser("llm_serve", about, has_settings=False)
     option = partial(parser.add_argument, metavar="")
     flag = partial(parser.add_argument, action="store_true")
     kinds = "a run (its best checkpoint), a checkpoint or a Hugging Face folder"
-    option("folder", nargs="?", help=f"{kinds}; default: the newest run, or the bundled model")
+    help = f"{kinds}; default: the newest run, or the bundled model"
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help=help)
     option("--host", default="127.0.0.1", help="address; one that others can reach needs a key")
-    option("--port", type=int, default=8000, help="0: one that is free; default: 8000")
+    option("--port", type=int, default=8000, help="default: 8000; 0: one that is free")
     option("--api-key", help="what clients must send; $LLM_SERVE_KEY keeps it out of `ps`")
     flag("--allow-remote", help="let others in without a key")
     flag("--reload", help="serve a run's latest checkpoint, and go over to each newer one")
@@ -53,22 +57,22 @@ def _parsed(argv: list[str], about: str | None) -> Namespace:
     args.folder = Path(args.folder or find_model(None))
     own = "tales" if args.folder == bundled_model() else args.folder.resolve().name
     args.name = args.name or own
-    args.api_key = args.api_key or os.environ.get("LLM_SERVE_KEY")
+    args.key = args.api_key or os.environ.get("LLM_SERVE_KEY", "")
     return args
 
 
 def _listen(args: Namespace) -> socket.socket:
-    "A socket that listens. ValueError where it cannot, or must not without a key."
+    "A socket that listens. ValueError where it cannot, or where others could come in unasked."
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
         listener = socket.create_server((args.host, args.port), family=family)
     except (OSError, OverflowError) as error:
-        what = f"--host {args.host} --port {args.port} cannot be had: {error.strerror}"
-        raise ValueError(f"{what}; give another one, or --port 0.") from None
-    is_own = ip_address(listener.getsockname()[0]).is_loopback
-    if not (is_own or args.api_key or args.allow_remote):
-        what = f"--host {args.host} lets others in: give --api-key"
-        raise ValueError(f"{what}, or --allow-remote where nobody needs a key.")
+        what = f"--host {args.host} --port {args.port} cannot be had"
+        raise ValueError(f"{what} ({error}): give another one, or --port 0.") from None
+    args.is_own = ip_address(listener.getsockname()[0]).is_loopback
+    if not (args.is_own or args.key or args.allow_remote):
+        what = f"--host {args.host} can be reached by others"
+        raise ValueError(f"{what}: give --api-key, or --allow-remote to let all of them in.")
     return listener
 
 # %% ../nbs/90o_serve.ipynb #90o0s007
@@ -79,36 +83,36 @@ def _folder(args: Namespace, path: str | Path) -> Path:
     return resolve_checkpoint(path) if args.reload else checkpoint_to_use(path)
 
 
-def _load(args: Namespace, folder: Path) -> Served:
-    "A model, ready to be served. Raises as `load_any`, and ValueError without a tokenizer."
-    model, tokenizer = load_any(folder, "auto")
-    if tokenizer is None:
-        raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
-    is_story = not is_hugging_face(folder) and is_tales(load_config(folder / "config.yaml"))
-    engine = Engine(optimize_for_decoding(model), n_rows=args.rows)
-    engine.start()
-    print(f"{args.name:11} {shown(folder)}", flush=True)
-    return Served(args.name, model, tokenizer, engine, int(time.time()), is_story)
-
-
 def _state(args: Namespace) -> list:
-    "The files to be served, and when they were written; nothing where none are whole."
+    "The files that are served, and when each was written; nothing while none are whole."
     try:
         files = sorted(_folder(args, args.folder).iterdir())
         return [(file, file.stat().st_mtime_ns) for file in files]
     except (OSError, ValueError):
         return []
 
+
+def _load(args: Namespace) -> Served:
+    "The model of now, with an engine that runs. Raises as `load_any`, and without a tokenizer."
+
+    def read(folder: Path) -> Served:
+        model, tokenizer = load_any(folder, "auto")
+        if tokenizer is None:
+            raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
+        is_story = not is_hugging_face(folder) and is_tales(load_config(folder / "config.yaml"))
+        sums = "".join(sha256_of(file) for file in sorted(folder.glob("*.safetensors")))
+        fingerprint = f"fp_{hashlib.sha256(sums.encode()).hexdigest()[:12]}"
+        engine = Engine(optimize_for_decoding(model), n_rows=args.rows)
+        print(f"{args.name:11} {shown(folder)}", flush=True)
+        facts = (int(folder.stat().st_mtime), is_story, fingerprint)
+        return Served(args.name, model, tokenizer, engine, *facts)
+
+    served = read_whole(args.folder, read, partial(_folder, args))
+    served.engine.start()
+    return served
+
 # %% ../nbs/90o_serve.ipynb #90o0s009
-def _retire(engine: Engine) -> None:
-    "Stop an engine when it has written all its texts; a request may have chosen it just now."
-    time.sleep(5)
-    while engine.counts["running"] + engine.counts["waiting"]:
-        time.sleep(1)
-    engine.stop(5)
-
-
-def _follow(holder: Holder, args: Namespace, state: list) -> None:
+def _follow(served: SimpleNamespace, args: Namespace, state: list) -> None:
     "Let new requests go to each newer model; one that cannot be served changes nothing."
     while True:
         time.sleep(1)
@@ -116,46 +120,50 @@ def _follow(holder: Holder, args: Namespace, state: list) -> None:
         if found in ([], state):
             continue
         state = found
-        old = holder.current.engine
         try:
-            holder.current = read_whole(args.folder, partial(_load, args), partial(_folder, args))
-            Thread(target=_retire, args=(old,), daemon=True).start()
+            old = served.current
+            served.current = _load(args)
         except Exception as error:
-            print(f"llm_serve: the newer model is not served: {error}", file=sys.stderr)
+            print(f"llm_serve: what is new is not served: {error}", file=sys.stderr, flush=True)
+            continue
+        timer = Timer(5, old.engine.stop)  # later: a request may have chosen it just now
+        timer.daemon = True
+        timer.start()
 
 
-def _finish(server: uvicorn.Server, thread: Thread) -> int:
-    "Let what runs end. Returns the exit code: 0, or that of a second signal, which ends it at once."
-    with stop_signals() as signals:
-        end = time.monotonic() + 30
-        while server.server_state.tasks and not signals and time.monotonic() < end:
-            time.sleep(0.05)
-        server.should_exit = True
-        server.force_exit = bool(signals)
-        thread.join(5)
-    return 128 + signals[0] if signals else 0
+def _finish(server: uvicorn.Server, engine: Engine, thread: Thread) -> None:
+    "Let what runs end, for at most half a minute; a second signal leaves at once."
+    leave_on_signals("llm_serve")
+    end = time.monotonic() + 30
+    while server.server_state.tasks and time.monotonic() < end:
+        time.sleep(0.05)
+    engine.stop(0)
+    server.should_exit = True
+    thread.join(5)
 
 
 @command
 @steady_output()
 def llm_serve(
     argv: list[str],  # the words behind the command's name
-) -> int:
+) -> None:
     """Serve a model to clients of OpenAI's API, many texts at once, and as a page to chat with. A
     signal (Ctrl-C) lets what runs end; a second one does not."""
-    args = _parsed(argv, llm_serve.__doc__)
+    args = _arguments(argv, llm_serve.__doc__)
     listener = _listen(args)
     state = _state(args)
-    holder = Holder(read_whole(args.folder, partial(_load, args), partial(_folder, args)))
-    app = make_app(holder)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    served = SimpleNamespace(current=_load(args))
+    hosts = Guard.hosts if args.is_own else ()
+    guard = Guard(make_app(served), Limits(), args.key, hosts)
+    guard.counts = lambda: served.current.engine.counts
+    config = uvicorn.Config(guard, http=PatientProtocol, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     host, port = listener.getsockname()[:2]
     print(f"serving     http://{host}:{port} (Ctrl-C ends it)", flush=True)
     try:
-        _follow(holder, args, state)
+        _follow(served, args, state)
     except KeyboardInterrupt:
-        holder.is_draining = True
-    return _finish(server, thread)
+        guard.is_stopping = True
+    _finish(server, served.current.engine, thread)
