@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'CHUNK_ROWS', 'QueueFull', 'Finished', 'Request', 'Engine']
 
 # %% ../nbs/15d_scheduler.ipynb #15d-imports
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
@@ -23,7 +23,7 @@ from .context import CausalLM, evaluating
 from .engine import SamplingParams, sample_next
 from .filters import check_number
 from .writing import GeneratedToken, check_prompt
-from .writing import _named as name_tokens
+from .writing import name_tokens
 
 # %% ../nbs/15d_scheduler.ipynb #15d-request
 CHUNK = 32  # tokens of a prompt that one pass reads; a multiple of BLOCK
