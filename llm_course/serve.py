@@ -12,19 +12,20 @@ import socket
 import sys
 import time
 from argparse import Namespace
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread, Timer
 from types import SimpleNamespace
 
-from .checkpoint import bundled_model, find_model
+from .checkpoint import bundled_model, find_model, is_trained_on
 from .config import load_config
 from .fast import optimize_for_decoding
 from .files import read_whole, sha256_of
 from .pretrained import is_hugging_face, load_any
 from .run_folder import checkpoint_to_use, resolve_checkpoint
-from .runs import is_tales, shown
+from .runs import corpus_documents, shown
 from .scheduler import Engine
 from .shell import base_parser, command
 from .terminal import leave_on_signals, steady_output
@@ -34,10 +35,14 @@ try:
 
     from llm_course.guard import Guard, Limits, PatientProtocol
     from llm_course.openai import Served, make_app
+    from llm_course.page import PAGE_FILES, add_page
 except ImportError as error:
     raise ImportError(f"{error.name} is missing: pip install 'llm_course[serve]'.") from None
 
 # %% ../nbs/90o_serve.ipynb #90o0s005
+_LIMITS = Limits()
+
+
 def _arguments(argv: list[str], about: str | None) -> Namespace:
     "What was typed, and what it defaults to."
     parser = base_parser("llm_serve", about, has_settings=False)
@@ -92,27 +97,27 @@ def _state(args: Namespace) -> list:
         return []
 
 
-def _load(args: Namespace) -> Served:
-    "The model of now, with an engine that runs. Raises as `load_any`, and without a tokenizer."
+def _load(args: Namespace, folder: Path) -> Served:
+    "A model, and an engine that runs. Raises as `load_any`, and ValueError without a tokenizer."
+    model, tokenizer = load_any(folder, "auto")
+    if tokenizer is None:
+        raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
+    sums = "".join(sha256_of(file) for file in sorted(folder.glob("*.safetensors")))
+    fingerprint = f"fp_{hashlib.sha256(sums.encode()).hexdigest()[:12]}"
+    engine = Engine(optimize_for_decoding(model), args.rows, max_waiting=_LIMITS.waiting)
+    engine.start()
+    print(f"{args.name:11} {shown(folder)}", flush=True)
+    about = (int(folder.stat().st_mtime), is_trained_on(folder, "tales"), fingerprint)
+    return Served(args.name, model, tokenizer, engine, *about)
 
-    def read(folder: Path) -> Served:
-        model, tokenizer = load_any(folder, "auto")
-        if tokenizer is None:
-            raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
-        is_story = not is_hugging_face(folder) and is_tales(load_config(folder / "config.yaml"))
-        sums = "".join(sha256_of(file) for file in sorted(folder.glob("*.safetensors")))
-        fingerprint = f"fp_{hashlib.sha256(sums.encode()).hexdigest()[:12]}"
-        engine = Engine(optimize_for_decoding(model), n_rows=args.rows)
-        print(f"{args.name:11} {shown(folder)}", flush=True)
-        facts = (int(folder.stat().st_mtime), is_story, fingerprint)
-        return Served(args.name, model, tokenizer, engine, *facts)
-
-    served = read_whole(args.folder, read, partial(_folder, args))
-    served.engine.start()
-    return served
+@cache
+def _stories(where: Path) -> set[str]:
+    "What a model of Tales was trained on."
+    config = load_config(resolve_checkpoint(where) / "config.yaml")
+    return set(corpus_documents(config, "train"))
 
 # %% ../nbs/90o_serve.ipynb #90o0s009
-def _follow(served: SimpleNamespace, args: Namespace, state: list) -> None:
+def _follow(served: SimpleNamespace, args: Namespace, state: list, load: Callable) -> None:
     "Let new requests go to each newer model; one that cannot be served changes nothing."
     while True:
         time.sleep(1)
@@ -120,18 +125,18 @@ def _follow(served: SimpleNamespace, args: Namespace, state: list) -> None:
         if found in ([], state):
             continue
         state = found
+        old = served.current.engine
         try:
-            old = served.current
-            served.current = _load(args)
+            served.current = load()
         except Exception as error:
             print(f"llm_serve: what is new is not served: {error}", file=sys.stderr, flush=True)
             continue
-        timer = Timer(5, old.engine.stop)  # later: a request may have chosen it just now
+        timer = Timer(5, old.stop)  # later: a request may have chosen it just now
         timer.daemon = True
         timer.start()
 
 
-def _finish(server: uvicorn.Server, engine: Engine, thread: Thread) -> None:
+def _finish(server: uvicorn.Server, thread: Thread, engine: Engine) -> None:
     "Let what runs end, for at most half a minute; a second signal leaves at once."
     leave_on_signals("llm_serve")
     end = time.monotonic() + 30
@@ -152,18 +157,21 @@ def llm_serve(
     args = _arguments(argv, llm_serve.__doc__)
     listener = _listen(args)
     state = _state(args)
-    served = SimpleNamespace(current=_load(args))
-    hosts = Guard.hosts if args.is_own else ()
-    guard = Guard(make_app(served), Limits(), args.key, hosts)
-    guard.counts = lambda: served.current.engine.counts
+    load = partial(read_whole, args.folder, partial(_load, args), partial(_folder, args))
+    served = SimpleNamespace(current=load())
+    app = make_app(served)
+    add_page(app, served, partial(_stories, args.folder))
+    paths = ("/health", *PAGE_FILES)
+    hosts = (*Guard.hosts, args.host) if args.is_own else ()
+    guard = Guard(app, _LIMITS, args.key, hosts, paths, lambda: served.current.engine.counts)
     config = uvicorn.Config(guard, http=PatientProtocol, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
     host, port = listener.getsockname()[:2]
-    print(f"serving     http://{host}:{port} (Ctrl-C ends it)", flush=True)
     try:
-        _follow(served, args, state)
+        thread.start()
+        print(f"serving     http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        _follow(served, args, state, load)
     except KeyboardInterrupt:
         guard.is_stopping = True
-    _finish(server, served.current.engine, thread)
+        _finish(server, thread, served.current.engine)
