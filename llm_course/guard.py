@@ -10,15 +10,14 @@ import asyncio
 import json
 import sys
 import time
-import traceback
 from asyncio import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
+from traceback import walk_tb
 from uuid import uuid4
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
@@ -33,34 +32,23 @@ class Limits:
     body_seconds: float = 10.0      # a body that takes longer to arrive: 408
     head_seconds: float = 10.0      # headers that do, a reader that stands still: hung up
     connections: int = 200          # open at once; one more: hung up
-    prompt_tokens: int = 4096       # a longer prompt: 400
-    max_tokens: int = 2048          # more to be written: 400
-    n: int = 8                      # more texts for one prompt: 400
-    waiting: int = 64               # requests in the queue; one more: 429
-    request_seconds: float = 300.0  # a text that takes longer ends there, with "length"
+    waiting: int = 64               # texts in the queue; one more: 429
+    prompt_tokens: int = 16_384     # a longer prompt: 400
+    max_tokens: int = 4_096         # more to be written: 400
+    n_texts: int = 16               # prompts times n; more: 400
+    request_seconds: float = 300.0  # texts that take longer end there, with "length"
 
 # %% ../nbs/15b_guard.ipynb #15b-errors
-_REPEATS = ("extra_forbidden", "union_tag_invalid")  # pydantic's sentences with what came in
-
-
-async def _answer(request, error: Exception) -> JSONResponse:
-    "An exception as an error in OpenAI's form; nothing that came in stands in it."
-    status = 500
-    message = "The server failed at this request; it serves on."
-    param = None
-    if isinstance(error, HTTPException):
-        status = error.status_code
-        message = error.detail
-    if isinstance(error, RequestValidationError):
-        status = 400
-        message = "A field has a name or a kind that this server does not know."
-        first = error.errors()[0]
-        if first["type"] not in _REPEATS:
-            param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
-            message = f"{param or 'The body'}: {first['msg']}."
+def _error(status: int, message: str, headers: dict | None = None) -> JSONResponse:
+    "An error in OpenAI's form."
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    body = {"message": message, "type": kind, "param": param, "code": None}
-    return JSONResponse({"error": body}, status, getattr(error, "headers", None))
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": error}, status, headers)
+
+
+async def _failed(request, error: Exception) -> JSONResponse:
+    "What is told of an exception: nothing."
+    return _error(500, "The server failed at this request; it serves on.")
 
 # %% ../nbs/15b_guard.ipynb #15b-head
 def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple[str, ...]) -> None:
@@ -120,9 +108,9 @@ _LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "written_to
 
 @dataclass
 class Guard:
-    """ASGI middleware around a FastAPI app: limits, key and names, errors without an echo,
-    `/health`, `/metrics`, and a log. The app may set prompt_tokens, written_tokens and
-    first_token_at (of `time.perf_counter`) in `request.state`."""
+    """ASGI middleware around a FastAPI app: limits, key and names, `/health`, `/metrics`, a log.
+    An app that writes says so in `request.state.texts`, an object that counts the tokens `n_read`
+    and `n_written`, and has `first_token_at`, of `perf_counter`, or None."""
 
     app: FastAPI
     limits: Limits
@@ -137,8 +125,7 @@ class Guard:
         place = {"registry": self.registry}
         self.requests = Counter("llm_requests", "Requests by status.", ["status"], **place)
         self.first_token = Histogram("llm_first_token_seconds", "Time to first token.", **place)
-        for kind in (RequestValidationError, HTTPException, Exception):
-            self.app.add_exception_handler(kind, _answer)
+        self.app.add_exception_handler(Exception, _failed)
         self.app.add_api_route("/health", self.health)
         self.app.add_api_route("/metrics", self.metrics)
         self.app.router.redirect_slashes = False  # a redirection repeats the path
@@ -170,8 +157,10 @@ class Guard:
     def _note(self, state: dict, start: float) -> None:
         "Count a request, and write its line."
         state["seconds"] = round(time.perf_counter() - start, 4)
-        if "first_token_at" in state:
-            self.first_token.observe(state["first_token_at"] - start)
+        texts = state.get("texts")
+        if texts is not None:
+            state |= {"prompt_tokens": texts.n_read, "written_tokens": texts.n_written}
+            self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}
         print(json.dumps(line), file=sys.stderr, flush=True)
@@ -193,11 +182,11 @@ class Guard:
         try:
             await self._pass(scope | {"state": state}, receive, send_noted)
         except HTTPException as error:
-            answer = await _answer(None, error)
+            answer = _error(error.status_code, error.detail)
             await answer(scope, receive, send_noted)
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            state["error"] = f"{type(error).__name__} in {place.name}, line {place.lineno}"
+            *_, (frame, line) = walk_tb(error.__traceback__)
+            state["error"] = f"{type(error).__name__} in {frame.f_code.co_name}, line {line}"
         finally:
             self._note(state, start)
 
