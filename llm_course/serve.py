@@ -159,7 +159,7 @@ def llm_serve(
     state = _state(args)
     load = partial(read_whole, args.folder, partial(_load, args), partial(_folder, args))
     served = SimpleNamespace(current=load())
-    app = make_app(served)
+    app = make_app(served, _LIMITS)
     add_page(app, served, partial(_stories, args.folder))
     paths = ("/health", *PAGE_FILES)
     hosts = (*Guard.hosts, args.host) if args.is_own else ()

@@ -180,7 +180,7 @@ def test_refusals(capsys, folder, models, monkeypatch):
             "--host nowhere.invalid": "--host nowhere.invalid --port 8000 cannot be had",
             "--port 0 nothing": "nothing does not exist: give a run, or a checkpoint in it.",
             "--port 0 mute": "has no tokenizer",
-            "--port 0 run/step-0000001 --rows 0": "n_rows is 0",
+            "--port 0 run/step-0000001 --rows 0": "n_rows must be a whole number of at least 1, not 0.",
             "--port soon": "argument --port: invalid int value: 'soon'",
             "train.max_steps=3 --port 0": "train.max_steps=3 does not exist",
         }.items():
