@@ -262,10 +262,10 @@ class _Answer:
         "The answer for one that reads along: server-sent events."
         options = self.body.stream_options
         usage: dict = {"usage": None} if options and options.include_usage else {}
+        for text in self.texts if self.is_chat else []:
+            first = self._choice(_Piece(text.index), "delta", role="assistant")
+            yield _event(self._body(".chunk", [first], **usage))
         try:
-            if self.is_chat:
-                empty = [self._choice(_Piece(t.index), "delta", role="assistant") for t in self.texts]
-                yield _event(self._body(".chunk", empty, **usage))
             async for piece in self.pieces():
                 yield _event(self._body(".chunk", [self._choice(piece, "delta")], **usage))
             if usage:
