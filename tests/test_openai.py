@@ -1,8 +1,6 @@
 """OpenAI's API: every field of its clients is decided about, and each text is what it would be alone."""
 
-import asyncio
 import json
-import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -13,17 +11,16 @@ import openai
 import pytest
 import torch
 import uvicorn
-from openai.types import completion_create_params as text_params
 from openai.types import chat as chats
+from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_content_part_param import File
 from pydantic import ValidationError
 
-from llm_course import generate_text, load_model
-from llm_course.engine import SamplingParams
+from llm_course import load_model
 from llm_course.guard import Limits
 from llm_course.openai import Served, make_app
-from llm_course.scheduler import Engine, Finished
+from llm_course.scheduler import Engine
 from llm_course.schema import (
     ASKS_NOTHING,
     REFUSED,
@@ -35,7 +32,6 @@ from llm_course.schema import (
     TextPart,
     refusal,
 )
-from llm_course.writing import GeneratedToken, generate_tokens, prompt_ids
 
 MARK = "Zyx7"  # stands in what is refused, and never in the refusal
 
