@@ -55,7 +55,7 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
     "HTTPException 403, 401 or 415: by Host, by key, by the kind of body."
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    name, colon, port = host.rpartition(":")
+    name, _, port = host.rpartition(":")
     if hosts and host not in hosts and not (name in hosts and port.isdecimal()):
         raise HTTPException(403, "The header Host holds another name than this server's.")
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
