@@ -41,7 +41,7 @@ BODIES = {"/v1/completions": WRITE, "/v1/chat/completions": TALK}
 LIMITS = Limits(
     body_bytes=100_000, body_seconds=0.5, head_seconds=0.5, connections=60, max_tokens=16
 )
-LINE = {"time", "id", "path", "status", "seconds", "prompt_tokens", "written_tokens", "error"}
+LINE = {"time", "id", "path", "status", "seconds", "prompt_tokens", "completion_tokens", "error"}
 
 
 class Loop:
@@ -446,7 +446,7 @@ def test_the_log(house, capsys):
     lines = lines_of(said)
     assert CANARY not in said
     assert [line["path"] for line in lines] == ["/v1/completions", None, "/v1/models"]
-    assert lines[0]["prompt_tokens"] > 3 and lines[0]["written_tokens"] == 4
+    assert lines[0]["prompt_tokens"] > 3 and lines[0]["completion_tokens"] == 4
     assert len({line["id"] for line in lines}) == 3
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lines[0]["time"])
 
