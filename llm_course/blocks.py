@@ -23,7 +23,7 @@ BLOCK = 16  # tokens in a block
 def n_blocks_for(
     n_tokens: int,  # of a text
 ) -> int:
-    "How many blocks a text needs: the last one may be half empty."
+    "How many blocks a text needs; the last one may be half empty."
     return -(-n_tokens // BLOCK)
 
 
@@ -37,56 +37,49 @@ def block_keys(
         yield key
 
 # %% ../nbs/15c_blocks.ipynb #15c-pool
-_SPILL = 0  # a block where padding is written, and from which nothing is read
-_EMPTY = 1  # a block that is read in the place of missing ones, and never written
-
-
 class BlockPool:
-    """Block pool: keys and values of all texts, in blocks that any text can hold (Kwon et al.
-    2023), several texts the same one. A block that nobody holds keeps what it has until it is
-    taken: a **prefix cache**, from which the block given back longest ago goes first."""
+    """Block pool: keys and values of all texts, in blocks that any text can hold, several texts the
+    same one (Kwon et al. 2023). What nobody holds keeps its content until it is taken: the prefix
+    cache, of which the block given back longest ago goes first."""
 
     def __init__(
         self,
-        like: Tensor,   # (n_layers, B, H_kv, S, D) the keys of an empty KVCache of the model
+        like: Tensor,   # (n_layers, B, H_kv, S, D) the keys of a KVCache of the model
         n_blocks: int,  # how many can be held
     ):
         n_layers, _, n_kv_heads, _, d_head = like.shape
-        shape = (n_layers, 2 + n_blocks, BLOCK, n_kv_heads, d_head)
+        shape = (n_layers, 1 + n_blocks, BLOCK, n_kv_heads, d_head)  # padding goes to block 0
         self.k = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.v = torch.zeros_like(self.k)
         self.n_blocks = n_blocks
-        self.free = OrderedDict.fromkeys(range(2, 2 + n_blocks))  # the next to be taken first
-        self.n_holders = [0] * (2 + n_blocks)
-        self._block_of: dict[bytes, int] = {}  # the prefix index, from the key of a beginning
+        self.free = OrderedDict.fromkeys(range(1, 1 + n_blocks))  # the next to be taken first
+        self.n_holders = [0] * (1 + n_blocks)
+        self._block_of: dict[bytes, int] = {}  # the prefix index
         self._key_of: dict[int, bytes] = {}
 
     def take(
         self,
         n: int,  # at most as many as are free
     ) -> list[int]:
-        "New blocks for one text, empty. What they held is forgotten."
+        "New blocks for one text, empty: nobody sees what another text left behind."
         taken = [self.free.popitem(last=False)[0] for _ in range(n)]
         for block in taken:
             self.n_holders[block] = 1
-            key = self._key_of.pop(block, None)
-            self._block_of.pop(key, None)
-        if taken:
-            self.k[:, taken] = 0  # no text can see what another one left behind
-            self.v[:, taken] = 0
+            self._block_of.pop(self._key_of.pop(block, None), None)
+            self.k[:, block] = 0
+            self.v[:, block] = 0
         return taken
 
     def give_back(
         self,
-        blocks: Sequence[int],  # in the order of the text
+        blocks: Sequence[int],  # of one text, in its order
     ) -> None:
-        "One text lets go of its blocks. The end of a text is forgotten before its beginning."
-        for block in reversed(blocks):
+        "One text lets go of its blocks; those that nobody can find are the next to be taken."
+        for block in reversed(blocks):  # the end of a text is forgotten before its beginning
             self.n_holders[block] -= 1
             if self.n_holders[block] == 0:
                 self.free[block] = None
-                if block not in self._key_of:
-                    self.free.move_to_end(block, last=False)
+                self.free.move_to_end(block, last=block in self._key_of)
 
     def remember(
         self,
@@ -95,18 +88,17 @@ class BlockPool:
     ) -> None:
         "Let other texts find these blocks. Of two with the same key the first one counts."
         for block, key in zip(blocks, keys, strict=True):
-            if key not in self._block_of:
-                self._block_of[key] = block
+            if self._block_of.setdefault(key, block) == block:
                 self._key_of[block] = key
 
     def share(
         self,
         keys: Sequence[bytes],  # from `block_keys`
-    ) -> list[int]:             # their blocks; none where not all are known
+    ) -> list[int]:             # their blocks; none where one is not known
         "Shared blocks: one more text holds them."
-        blocks = [self._block_of[key] for key in keys if key in self._block_of]
-        if len(blocks) < len(keys):
+        if not all(key in self._block_of for key in keys):
             return []
+        blocks = [self._block_of[key] for key in keys]
         for block in blocks:
             self.n_holders[block] += 1
             self.free.pop(block, None)
@@ -114,8 +106,7 @@ class BlockPool:
 
 # %% ../nbs/15c_blocks.ipynb #15c-cache
 class PagedCache:
-    """Paged KV cache of one forward pass: the rows of a batch, each with its table of blocks. To
-    `GPT.forward` it looks like a `KVCache` without a window."""
+    "Paged KV cache of one forward pass, to which it looks like a `KVCache` without a window."
 
     window = None  # layers with a window get a mask of their own
 
@@ -124,33 +115,31 @@ class PagedCache:
         pool: BlockPool,          # where the blocks are
         tables: list[list[int]],  # (B,) blocks of each row, with room for its new tokens
         lengths: list[int],       # (B,) tokens that each row holds
-        n_slots: int,             # S, slots to read of each row; masked where they are too many
+        n_slots: int,             # S, slots of each row to look at, masked beyond its text
     ):
-        self.pool = pool
-        self.k = pool.k
-        self.size = n_slots
         n = n_blocks_for(n_slots)
-        device = pool.k.device
-        padded = [(table + [_EMPTY] * n)[:n] for table in tables]
-        self.tables = torch.tensor(padded, device=device)      # (B, n)
-        self.lengths = torch.tensor(lengths, device=device)    # (B,)
+        padded = [(table + [0] * n)[:n] for table in tables]
+        self.k = pool.k
+        self.v = pool.v
+        self.size = n_slots
+        self.tables = torch.tensor(padded, device=pool.k.device)    # (B, n)
+        self.lengths = torch.tensor(lengths, device=pool.k.device)  # (B,)
 
     def begin(
         self,
-        T: int,                # new tokens a row
-        n_new_tokens: Tensor,  # (B,) how many are real
-        limit: int | None = None,  # the longest text; whoever gave the blocks has seen to it
+        T: int,                    # new tokens a row
+        n_new_tokens: Tensor,      # (B,) how many of them are real
+        limit: int | None = None,  # the longest text: whoever gave the blocks has seen to it
     ) -> CacheStep:
         "Cache step: where the new tokens stand and go, and which slots they may look at."
-        device = self.lengths.device
-        steps = torch.arange(T, device=device)
-        positions = self.lengths[:, None] + steps       # (B, T)
-        slots = torch.arange(self.size, device=device)  # slot s of a text holds position s
-        mask = slots <= positions[..., None]            # (B, T, S)
-        n_table = self.tables.shape[1]
-        blocks = self.tables.gather(1, (positions // BLOCK).clamp(max=n_table - 1))
-        is_real = steps < n_new_tokens.to(device)[:, None]
-        places = (blocks * BLOCK + positions % BLOCK).where(is_real, _SPILL)
+        steps = torch.arange(T, device=self.tables.device)
+        slots = torch.arange(self.size, device=self.tables.device)  # slot s holds position s
+        positions = self.lengths[:, None] + steps                   # (B, T)
+        mask = slots <= positions[..., None]                        # (B, T, S)
+        numbers = (positions // BLOCK).clamp(max=self.tables.shape[1] - 1)
+        places = self.tables.gather(1, numbers) * BLOCK + positions % BLOCK
+        is_real = steps < n_new_tokens.to(steps.device)[:, None]
+        places = places.where(is_real, 0)
         return CacheStep(positions, slots, mask[:, None], places, self.size, False)
 
     @torch.no_grad()
@@ -162,13 +151,12 @@ class PagedCache:
         step: CacheStep,  # from `begin`
     ) -> tuple[Tensor, Tensor]:  # (B, H_kv, S, D) each
         "Keys and values to look at, after writing one layer's new ones."
-        k = self._write(self.pool.k[layer], k, step.places)
-        return k, self._write(self.pool.v[layer], v, step.places)
+        k = self._write(self.k[layer], k, step.places)
+        return k, self._write(self.v[layer], v, step.places)
 
     def _write(self, held: Tensor, new: Tensor, places: Tensor) -> Tensor:
-        B, H, T, D = new.shape
-        rows = new.transpose(1, 2).reshape(B * T, H, D)
-        held.view(-1, H, D).index_copy_(0, places.flatten(), rows.to(held.dtype))
-        read = held.index_select(0, self.tables.flatten())           # whole blocks
-        read = read.view(B, -1, H, D)[:, : self.size].transpose(1, 2)  # (B, H_kv, S, D)
-        return read.to(new.dtype)
+        rows = new.transpose(1, 2).flatten(0, 1).to(held.dtype)    # (B·T, H_kv, D)
+        held.flatten(0, 1).index_copy_(0, places.flatten(), rows)  # a view of the pool
+        read = held.index_select(0, self.tables.flatten())         # whole blocks
+        read = read.view(len(new), -1, *rows.shape[1:])            # (B, n·BLOCK, H_kv, D)
+        return read[:, : self.size].transpose(1, 2).to(new.dtype)

@@ -6,21 +6,24 @@
 __all__ = ['CHUNK', 'CHUNK_ROWS', 'QueueFull', 'Finished', 'Request', 'Engine']
 
 # %% ../nbs/15d_scheduler.ipynb #15d-imports
-import torch
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from operator import index
+from threading import Condition, RLock, Thread
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
 from .blocks import BLOCK, BlockPool, PagedCache, block_keys, n_blocks_for
-from .context import CausalLM, evaluating
-from .engine import SamplingParams, sample_next
+from .context import CausalLM
+from .engine import SamplingParams, read_rows, sample_next
 from .filters import check_number
 from .writing import GeneratedToken, check_prompt, name_tokens
-from threading import Condition, Thread
-from time import perf_counter, sleep
-from torch import Tensor, nn
-from typing import Any, NamedTuple
 
 # %% ../nbs/15d_scheduler.ipynb #15d-request
 CHUNK = 32  # tokens of a prompt that one pass reads; a multiple of BLOCK
@@ -33,232 +36,160 @@ class QueueFull(RuntimeError):
 
 class Finished(NamedTuple):
     "End of a text: the last thing that a request delivers."
-
-    reason: str  # "stop", "length", "cancelled" or "error"
+    reason: str    # "stop", "length", "cancelled" or "error"
     n_prompt: int  # tokens of the prompt
-    n_cached: int  # of them those whose keys and values were found in the prefix cache
+    n_cached: int  # of them those that the prefix cache had
     error: Exception | None = None  # what went wrong
 
 
+@dataclass(eq=False)
 class Request:
     "Request: one text that an engine writes."
+    ids: list[int]                  # the prompt, and behind it what is written
+    max_new_tokens: int             # at most so many
+    params: SamplingParams          # how a token is drawn, and what ends the text
+    generator: torch.Generator      # of this text alone
+    top_logprobs: int               # how many of the likeliest tokens each one names
+    deliver: Callable[[Any], None]  # called with each token, at last with a Finished
+    prompt_tokens: list[GeneratedToken] | None = None  # where they are wanted: those read so far
+    n_read: int = 0                 # ids whose keys and values its blocks hold
+    n_cached: int = 0               # ids of the prompt that the prefix cache had
+    finished: Finished | None = None
+    is_cancelled: bool = False
 
-    def __init__(
-        self,
-        ids: list[int],  # the prompt; what is written is put behind it
-        max_new_tokens: int,  # at most so many
-        params: SamplingParams,  # how a token is drawn, and what ends the text
-        generator: torch.Generator,  # of this text alone
-        top_logprobs: int,  # how many of the likeliest tokens each one names
-        prompt_logprobs: bool,  # whether the prompt's tokens are wanted, too
-        deliver: Callable[[Any], None],  # called with each token, at last with a Finished
-    ):
-        self.ids = list(ids)
-        self.n_prompt = len(ids)
-        self.max_new_tokens = max_new_tokens
-        self.params = params
-        self.generator = generator
-        self.top_logprobs = top_logprobs
-        self.deliver = deliver
-        self.keys = list(block_keys(ids))
-        self.likeness = repr(params)  # equal for rows that are drawn together
-        self.prompt_tokens = [GeneratedToken(ids[0], None, [])] if prompt_logprobs else None
-        self.blocks: list[int] = []  # in the pool
-        self.n_read = 0  # ids that the blocks hold
-        self.n_chunked = len(ids)  # ids that are read by chunks
-        self.n_cached = 0
-        self.finished: Finished | None = None
-        self.is_cancelled = False
+    def __post_init__(self):
+        self.blocks: list[int] = []
+        self.n_prompt = len(self.ids)
+        self.n_chunked = len(self.ids)  # ids that are read by chunks, the others one by one
+        self.keys = list(block_keys(self.ids))
+        self.likeness = (repr(self.params), self.top_logprobs)
 
     @property
     def n_written(self) -> int:
         "How many tokens it has written."
         return len(self.ids) - self.n_prompt
 
-    @property
-    def is_reading(self) -> bool:
-        "Whether its next pass reads a chunk."
-        return self.n_read < self.n_chunked
-
     def cancel(self) -> None:
         "End it before its next token, from any thread."
         self.is_cancelled = True
 
-    def begin_again(
-        self,
-        fixed: bool,  # whether its own tokens must be read one by one, since their bits came so
-    ) -> None:
-        "Nothing of it is in the cache any more."
-        self.blocks = []
-        self.n_read = 0
-        self.n_chunked = self.n_prompt if fixed else len(self.ids)
-        if self.n_written == 0:
-            self.n_cached = 0
-        if self.prompt_tokens is not None:
-            del self.prompt_tokens[1:]
-
     def next_ids(self) -> list[int]:
         "What its next pass reads: a chunk, or one token."
-        end = self.n_read + 1
-        if self.is_reading:
-            end = min(self.n_read + CHUNK, self.n_chunked)
+        end = min(self.n_read + CHUNK, max(self.n_read + 1, self.n_chunked))
         return self.ids[self.n_read : end]
 
 # %% ../nbs/15d_scheduler.ipynb #15d-engine
-_DEFAULTS = SamplingParams()
-_TOTALS = ("steps", "tokens_read", "tokens_cached", "tokens_written", "preemptions", "seconds")
-
-
-def _ignore(item: Any) -> None:
-    "What delivers to nobody."
-
-
-def _deliver(request: Request, item: Any) -> None:
-    "Hand an item over. Where that fails nobody listens any more."
-    try:
-        request.deliver(item)
-    except Exception:
-        request.cancel()
-
-
-def _likeness(request: Request) -> tuple[str, int, int]:
-    "Equal for requests whose next tokens are drawn in one call."
-    n_forced = min(request.n_written, len(request.params.force_tokens))
-    return request.likeness, n_forced, request.top_logprobs
-
-
-def _seeded(seed: int | None) -> torch.Generator:
-    "Random numbers of one text. ValueError where the seed is none."
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-        return generator
-    try:
-        return generator.manual_seed(seed)
-    except (TypeError, RuntimeError):
-        raise ValueError(f"seed must be a whole number of at most 64 bits, not {seed!r}.") from None
+def _likeness(request: Request) -> tuple:
+    "Equal for requests whose next tokens can be drawn in one call."
+    return *request.likeness, min(request.n_written, len(request.params.force_tokens))
 
 
 class Engine:
-    """Serving engine: continuous batching over a paged KV cache. Requests join and leave between
-    tokens, first come first served. ValueError for too few rows or blocks.
+    """Serving engine: continuous batching (Yu et al. 2022) over a paged KV cache, first come first
+    served. ValueError for too few rows or blocks.
 
     With `fixed` every pass has one shape, whoever is there, and each text has the bits that it has
-    alone; `invariant` says whether that holds for this model and machine, `reason` why not."""
+    alone. `invariant` says whether that holds for this model and machine, `reason` why not."""
 
     def __init__(
         self,
-        model: CausalLM,  # what reads and writes
-        n_rows: int = 16,  # how many texts are written at once
-        n_blocks: int | None = None,  # in the pool; None: as many as n_rows longest texts need
-        max_waiting: int = 64,  # requests in the queue; one more is refused
-        fixed: bool = True,  # passes of one shape; False: as many rows and slots as are needed
+        model: CausalLM,              # what reads and writes
+        n_rows: int = 16,             # how many texts are written at once
+        n_blocks: int | None = None,  # None: as many as n_rows longest texts need
+        max_waiting: int = 64,        # requests in the queue; one more is refused
+        fixed: bool = True,           # False: passes of as many rows and slots as are needed
     ):
-        longest = model.config.max_seq_len
-        n_longest = n_blocks_for(longest)
-        for name, value in {"n_rows": n_rows, "max_waiting": max_waiting}.items():
-            check_number(name, value, "a whole number of at least 1")
-        if n_blocks is None:
-            n_blocks = n_rows * n_longest
+        check_number("n_rows", n_rows, "a whole number of at least 1")
+        self.model = model
+        self.longest = model.config.max_seq_len
+        n_longest = n_blocks_for(self.longest)
+        n_blocks = n_rows * n_longest if n_blocks is None else n_blocks
         if n_blocks < n_longest:
             raise ValueError(f"n_blocks={n_blocks} must hold a longest text: at least {n_longest}.")
-        like = model.make_cache(1, 1).k
-        self.model = model
+        self.pool = BlockPool(model.make_cache(1, 1).k, n_blocks)
         self.n_rows = n_rows
         self.max_waiting = max_waiting
         self.fixed = fixed
-        self.pool = BlockPool(like, n_blocks)
-        # A fixed pass: rows in fours, slots for which each thread's scratch memory is aligned.
-        self.n_slots = longest + -(longest + 2 + like.shape[-1]) % 8
+        # of a fixed pass: slots with which each thread's scratch memory is aligned, rows in fours
+        self.n_slots = self.longest + -(self.longest + 2 + self.pool.k.shape[-1]) % 8
         self.shapes = {1: n_rows + -n_rows % 4, CHUNK: CHUNK_ROWS}
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the oldest first
-        self.totals = dict.fromkeys(_TOTALS, 0)
-        self.reason = self._why_not_invariant()
+        self.totals = Counter(preemptions=0, tokens_cached=0)
+        self.reason = self._probe() if fixed else "Passes have the shape of who is there."
         self.invariant = self.reason is None
-        self._changed = Condition()
+        self._queue = Condition()  # held by who changes `waiting`
+        self._stepping = RLock()
         self._thread: Thread | None = None
         self._stopping = False
 
     @property
     def counts(self) -> dict[str, float]:
         "Counts: of now, and of all steps so far."
-        now = {
-            "waiting": len(self.waiting),
-            "running": len(self.running),
-            "free_blocks": len(self.pool.free),
-            "n_blocks": self.pool.n_blocks,
-        }
-        return now | self.totals
+        now = {"waiting": len(self.waiting), "running": len(self.running)}
+        blocks = {"free_blocks": len(self.pool.free), "n_blocks": self.pool.n_blocks}
+        return now | blocks | self.totals
 
     def submit(
         self,
-        ids: Iterable[int],  # (T,) the prompt, at least one id
+        ids: Iterable[int],   # (T,) the prompt, at least one id
         max_new_tokens: int,  # at most so many; with the prompt at most max_seq_len
-        params: SamplingParams = _DEFAULTS,  # how a token is drawn, and what ends the text
-        seed: int | None = None,  # same seed, same text; None: drawn from the system
+        params: SamplingParams = SamplingParams(),  # how a token is drawn, and what ends the text
+        seed: int | None = None,          # same seed, same text; None: drawn from the system
         top_logprobs: int | None = None,  # how many of the likeliest tokens each one names
-        prompt_logprobs: bool = False,  # deliver the prompt's tokens, in a list, first
-        deliver: Callable[[Any], None] = _ignore,  # called by whoever steps
+        prompt_logprobs: bool = False,    # deliver the prompt's tokens, in a list, first
+        deliver: Callable[[Any], Any] = lambda item: None,  # called in the thread that steps
     ) -> Request:
-        """Let a request join the queue, from any thread. It delivers each token, at last a
-        `Finished`. ValueError for wrong arguments, QueueFull where too many wait."""
+        "Let a request join the queue, from any thread. ValueError; QueueFull where too many wait."
         prompt = check_prompt(self.model, ids)
         n_named = top_logprobs or 0
-        for name, value in {"max_new_tokens": max_new_tokens, "top_logprobs": n_named}.items():
-            check_number(name, value, "a whole number of at least 0")
+        check_number("max_new_tokens", max_new_tokens, "a whole number of at least 0")
+        check_number("top_logprobs", n_named, "a whole number of at least 0")
         params.check_vocab(self.model.config.vocab_size)
-        longest = self.model.config.max_seq_len
-        if len(prompt) + max_new_tokens > longest:
+        if len(prompt) + max_new_tokens > self.longest:
             raise ValueError(
-                f"The prompt's {len(prompt)} tokens and max_new_tokens={max_new_tokens} are more "
-                f"than max_seq_len={longest} together: ask for less."
+                f"{len(prompt)} tokens of the prompt and max_new_tokens={max_new_tokens} are "
+                f"together more than max_seq_len={self.longest}: ask for less."
             )
-        generator = _seeded(seed)
-        request = Request(
-            prompt, max_new_tokens, params, generator, n_named, prompt_logprobs, deliver
-        )
-        with self._changed:
-            if self._stopping:
-                raise QueueFull("This engine has been stopped: ask another one.")
-            if len(self.waiting) >= self.max_waiting:
-                raise QueueFull(f"max_waiting={self.max_waiting} requests wait: try again later.")
+        generator = torch.Generator()
+        generator.manual_seed(generator.seed() if seed is None else index(seed) % 2**63)
+        request = Request(prompt, max_new_tokens, params, generator, n_named, deliver)
+        if prompt_logprobs:
+            request.prompt_tokens = [GeneratedToken(prompt[0], None, [])]
+        with self._queue:
+            if self._stopping or len(self.waiting) >= self.max_waiting:
+                raise QueueFull(f"{len(self.waiting)} requests wait: try again later.")
             self.waiting.append(request)
-            self._changed.notify_all()
+            self._queue.notify_all()
         return request
 
     def write(
         self,
-        ids: Iterable[int],  # (T,) the prompt
+        ids: Iterable[int],   # (T,) the prompt
         max_new_tokens: int,  # at most so many
-        **options,  # as in `submit`
-    ) -> list[int]:  # the new ids
-        "Write one text, and wait for it. What went wrong is raised."
+        **options,            # as in `submit`
+    ) -> list[int]:           # the new ids
+        "Write one text, and step until it ends. What went wrong is raised."
         request = self.submit(ids, max_new_tokens, **options)
         while request.finished is None:
-            if self._thread is None:
-                self.step()
-            else:
-                sleep(0.001)
+            self.step()
         if request.finished.error is not None:
             raise request.finished.error
         return request.ids[request.n_prompt :]
 
     def step(self) -> bool:
-        "One step: a pass over chunks of prompts, and one token for each text. False: none is there."
-        start = perf_counter()
-        self._sweep()
-        self._admit()
-        if not self.running:
-            return False
-        self._pass([request for request in self.running if request.is_reading][:CHUNK_ROWS])
-        self._pass([request for request in self.running if not request.is_reading])
-        self.totals["steps"] += 1
-        self.totals["seconds"] += perf_counter() - start
-        return True
+        "One step: a pass over chunks of prompts, then one token for each text. False: all is done."
+        with self._stepping:
+            start = perf_counter()
+            self._admit()
+            reading = [r for r in self.running if r.n_read < r.n_chunked]
+            self._pass(reading[:CHUNK_ROWS])
+            self._pass([r for r in self.running if r.n_read >= r.n_chunked])
+            self.totals.update(steps=1, seconds=perf_counter() - start)
+            return bool(self.running or self.waiting)
 
     def start(self) -> None:
-        "Step in a thread of its own from now on, which sleeps where nobody is there."
+        "Step in a thread of its own from now on. It sleeps where nobody is there."
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -266,37 +197,29 @@ class Engine:
         self,
         timeout: float | None = None,  # seconds; None: as long as it takes
     ) -> None:
-        "Refuse new requests, and let the others end; what is not done in time is cancelled."
-        with self._changed:
+        "Refuse new requests and let the others end; what is not done in time is cancelled."
+        with self._queue:
             self._stopping = True
-            self._changed.notify_all()
-        if self._thread is None:
-            return
-        self._thread.join(timeout)
-        for request in [*self.waiting, *self.running]:
-            request.cancel()
-        self._thread.join()
-        self._thread = None
+            self._queue.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            for request in [*self.waiting, *self.running]:
+                request.cancel()
+            self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self.waiting or self.running or self._stopping):
-                    self._changed.wait()
-            if not self.step() and self._stopping:
-                return
+        while self.step() or not self._stopping:
+            with self._queue:
+                self._queue.wait_for(lambda: self.waiting or self.running or self._stopping)
 
-    def _sweep(self) -> None:
-        "Cancelled requests end."
+    def _admit(self) -> None:
+        "Cancelled requests leave; who waits longest joins, if there is room for its ids so far."
         for request in [*self.running, *self.waiting]:
             if request.is_cancelled:
                 self._finish(request, "cancelled")
-
-    def _admit(self) -> None:
-        "Who waits longest comes in, where a row is free, and blocks for what it has so far."
-        with self._changed:
-            missing = [n_blocks_for(len(r.ids)) - len(r.blocks) for r in self.running]
-            n_free = len(self.pool.free) - sum(missing)
+        missing = [n_blocks_for(len(r.ids)) - len(r.blocks) for r in self.running]
+        n_free = len(self.pool.free) - sum(missing)
+        with self._queue:
             while self.waiting and len(self.running) < self.n_rows:
                 n_free -= n_blocks_for(len(self.waiting[0].ids))
                 if n_free < 0:
@@ -310,10 +233,18 @@ class Engine:
             self._isolated(self._read, ready)
 
     def _make_room(self, request: Request) -> bool:
-        "Blocks for what a request reads next: shared, free, or from the youngest, perhaps itself."
-        self._share(request)
-        n_tokens = request.n_read + len(request.next_ids())
-        n_more = n_blocks_for(n_tokens) - len(request.blocks)
+        "Blocks for what it reads next: shared, free, or those of the youngest, perhaps its own."
+        per_chunk = CHUNK // BLOCK
+        while request.prompt_tokens is None and request.n_read + CHUNK < request.n_prompt:
+            n_held = len(request.blocks)
+            shared = self.pool.share(request.keys[n_held : n_held + per_chunk])
+            if not shared:
+                break
+            request.blocks += shared
+            request.n_read += CHUNK
+            request.n_cached += 0 if request.n_written else CHUNK
+            self.totals["tokens_cached"] += CHUNK
+        n_more = n_blocks_for(request.n_read + len(request.next_ids())) - len(request.blocks)
         while n_more > len(self.pool.free):
             youngest = self.running[-1]
             self._put_back(youngest)
@@ -322,40 +253,37 @@ class Engine:
         request.blocks += self.pool.take(n_more)
         return True
 
-    def _share(self, request: Request) -> None:
-        "Take over the chunks that the prefix cache has; the last token of a prompt is always read."
-        n = CHUNK // BLOCK
-        while request.prompt_tokens is None and request.n_read + CHUNK < request.n_prompt:
-            known = len(request.blocks)
-            blocks = self.pool.share(request.keys[known : known + n])
-            if not blocks:
-                return
-            request.blocks += blocks
-            request.n_read += CHUNK
-            if request.n_written == 0:
-                request.n_cached += CHUNK
-            self.totals["tokens_cached"] += CHUNK
-
     def _put_back(self, request: Request) -> None:
-        "Preemption: a request gives all its blocks back, and is the first to come in again."
+        "Preemption: it gives all its blocks back, joins the queue in front, and is read again."
+        self.totals["preemptions"] += 1
         self.running.remove(request)
         self.pool.give_back(request.blocks)
-        request.begin_again(self.fixed)
-        with self._changed:
+        request.blocks = []
+        request.n_read = 0
+        # its own tokens were read one by one, and their bits came so
+        request.n_chunked = request.n_prompt if self.fixed else len(request.ids)
+        if request.n_written == 0:
+            request.n_cached = 0
+        if request.prompt_tokens is not None:
+            del request.prompt_tokens[1:]
+        with self._queue:
             self.waiting.appendleft(request)
-        self.totals["preemptions"] += 1
 
     def _finish(self, request: Request, reason: str, error: Exception | None = None) -> None:
-        with self._changed:
-            here = self.running if request in self.running else self.waiting
-            here.remove(request)
+        with self._queue:
+            (self.running if request in self.running else self.waiting).remove(request)
         self.pool.give_back(request.blocks)
-        request.blocks = []
         request.finished = Finished(reason, request.n_prompt, request.n_cached, error)
-        _deliver(request, request.finished)
+        self._deliver(request, request.finished)
+
+    def _deliver(self, request: Request, item: Any) -> None:
+        try:
+            request.deliver(item)
+        except Exception:  # nobody listens any more
+            request.cancel()
 
     def _isolated(self, work: Callable[[list[Request]], None], requests: list[Request]) -> None:
-        "Do it for all; where that fails, for each alone: a request that fails alone ends."
+        "Do it for all. Where that fails, do it for each alone, and end the one that fails alone."
         try:
             work(requests)
         except Exception as error:
@@ -365,104 +293,83 @@ class Engine:
             for request in requests:
                 self._isolated(work, [request])
 
-    def _forward(
-        self, parts: list[list[int]], tables: list[list[int]], lengths: list[int], T: int
-    ) -> Tensor:  # (B, T, V)
-        "The model reads the next ids of each row."
-        n_slots = self.n_slots
-        n_missing = self.shapes[T] - len(parts)
-        if not self.fixed:
+    def _forward(self, T: int, parts: list, tables: list, lengths: list, n_logits=1) -> Tensor:
+        "Logits (B, n_logits, V) after each row's next ids, in a fixed pass beside rows of padding."
+        if self.fixed:
+            n_slots = self.n_slots
+            missing = [[]] * (self.shapes[T] - len(parts))
+        else:
+            n_slots = BLOCK * max(map(len, tables))
+            missing = []
             T = max(map(len, parts))
-            n_slots = max(map(len, tables)) * BLOCK
-            n_missing = 0
-        parts = parts + [[]] * n_missing
-        tables = tables + [[]] * n_missing
-        cache = PagedCache(self.pool, tables, lengths + [0] * n_missing, n_slots)
-        device = self.pool.k.device
-        ids = torch.tensor([part + [0] * (T - len(part)) for part in parts], device=device)
-        n_new_tokens = torch.tensor([len(part) for part in parts])
-        mode = nullcontext()
-        if isinstance(self.model, nn.Module) and self.model.training:
-            mode = evaluating(self.model)
-        with torch.inference_mode(), mode:
-            return self.model(ids, cache=cache, n_new_tokens=n_new_tokens)
+        cache = PagedCache(self.pool, tables + missing, lengths + [0] * len(missing), n_slots)
+        return read_rows(self.model, parts + missing, cache, n_logits, T)[: len(parts)]
 
     def _read(self, requests: list[Request]) -> None:
-        "One pass: each request reads its next ids, and those that have read all draw a token."
-        T = CHUNK if requests[0].is_reading else 1
+        "One pass: each request reads its next ids, and who has read all draws a token."
+        T = CHUNK if requests[0].n_read < requests[0].n_chunked else 1
         parts = [request.next_ids() for request in requests]
         tables = [request.blocks for request in requests]
-        logits = self._forward(parts, tables, [r.n_read for r in requests], T)
+        n_logits = 1 if all(r.prompt_tokens is None for r in requests) else T
+        logits = self._forward(T, parts, tables, [r.n_read for r in requests], n_logits)
+        self.totals["tokens_read"] += sum(map(len, parts))
         row_of = {}
-        for row, request in enumerate(requests):
-            if request.prompt_tokens is not None and request.is_reading:
-                self._name_prompt(request, parts[row], logits[row].float())
-            request.n_read += len(parts[row])
-            if len(parts[row]) == CHUNK and request.n_read <= request.n_prompt:
-                n = request.n_read // BLOCK
-                chunk = slice(n - CHUNK // BLOCK, n)
-                self.pool.remember(request.blocks[chunk], request.keys[chunk])
+        for row, (request, part) in enumerate(zip(requests, parts)):
+            request.n_read += len(part)
+            if T == CHUNK:
+                self._after_chunk(request, part, logits[row, -len(part) :])
             if request.n_read == len(request.ids):
                 row_of[request] = row
-        self.totals["tokens_read"] += sum(map(len, parts))
-        last = [len(part) - 1 for part in parts]
-        logits = logits[range(len(parts)), last].float()  # (B, V)
         for request in [r for r in row_of if r.max_new_tokens == 0]:
-            self._finish(request, "length")
             del row_of[request]
-        for _, group in groupby(sorted(row_of, key=_likeness), _likeness):
-            self._isolated(partial(self._draw, logits, row_of), list(group))
+            self._finish(request, "length")
+        for _, alike in groupby(sorted(row_of, key=_likeness), _likeness):
+            self._isolated(partial(self._draw, logits[:, -1], row_of), list(alike))
 
-    def _name_prompt(self, request: Request, part: list[int], logits: Tensor) -> None:
-        "What the model thought of the prompt's tokens, as far as it has been read."
-        end = request.n_read + len(part)
-        targets = request.ids[request.n_read + 1 : end + 1]
-        ids = torch.tensor(targets, dtype=torch.long, device=logits.device)
-        request.prompt_tokens += name_tokens(ids, logits[: len(targets)], request.top_logprobs)
-        if end == request.n_prompt:
-            _deliver(request, request.prompt_tokens)
-            request.prompt_tokens = None
+    def _after_chunk(self, request: Request, part: list[int], logits: Tensor) -> None:
+        "Its blocks can be shared if they are full; what the model thought of its tokens is kept."
+        if len(part) == CHUNK and request.n_read <= request.n_prompt:
+            n = request.n_read // BLOCK
+            full = slice(n - CHUNK // BLOCK, n)
+            self.pool.remember(request.blocks[full], request.keys[full])
+        if request.prompt_tokens is not None:
+            known = len(request.prompt_tokens)
+            ids = torch.tensor(request.ids[known : known + len(part)], device=logits.device)
+            request.prompt_tokens += name_tokens(ids, logits[: len(ids)], request.top_logprobs)
+            if request.n_read == request.n_prompt:
+                self._deliver(request, request.prompt_tokens)
+                request.prompt_tokens = None
 
     def _draw(self, logits: Tensor, row_of: dict[Request, int], requests: list[Request]) -> None:
-        "The next token of requests that are drawn alike."
-        first = requests[0]
+        "The next tokens of requests that are drawn alike."
+        params = requests[0].params.after(requests[0].n_written)
         logits = logits[[row_of[request] for request in requests]]
-        params = first.params.after(first.n_written)
         texts = [request.ids for request in requests]
         ids = sample_next(logits, params, texts, [request.generator for request in requests])
-        tokens = name_tokens(ids, logits, first.top_logprobs)
-        self.totals["tokens_written"] += len(tokens)
-        for request, token in zip(requests, tokens):
+        for request, token in zip(requests, name_tokens(ids, logits, requests[0].top_logprobs)):
             if token.id in params.stop_ids:
                 self._finish(request, "stop")
                 continue
+            self.totals["tokens_written"] += 1
             request.ids.append(token.id)
-            _deliver(request, token)
+            self._deliver(request, token)
             if request.n_written == request.max_new_tokens:
                 self._finish(request, "length")
 
-    def _why_not_invariant(self) -> str | None:
-        "Probe: one row alone, and in every place beside others. None: all the same bits."
-        if not self.fixed:
-            return "Passes have the shape of who is there: choose fixed=True."
-        generator = torch.Generator().manual_seed(0)
+    def _probe(self) -> str | None:
+        "Whether one row alone has the bits that it has in every place; None: it has."
+        random = torch.Generator().manual_seed(0)
         for held in (self.pool.k, self.pool.v):
-            held.copy_(torch.randn(held.shape, generator=generator, dtype=held.dtype))
-        longest = self.model.config.max_seq_len
-        table = list(range(2, 2 + n_blocks_for(longest)))
-        vocab_size = self.model.config.vocab_size
+            held.copy_(torch.randn(held.shape, generator=random))
+        table = list(range(1, 1 + n_blocks_for(self.longest)))
         agree = True
         for T, n_rows in self.shapes.items():
-            n_held = (longest - T) // CHUNK * CHUNK
-            part = torch.randint(vocab_size, (T,), generator=generator).tolist()
-            alone = self._forward([part], [table], [n_held], T)[0]
-            among = self._forward([part] * n_rows, [table] * n_rows, [n_held] * n_rows, T)
+            ids = torch.randint(self.model.config.vocab_size, (T,), generator=random).tolist()
+            row = ([ids], [table], [max(0, self.longest - T)])
+            alone = self._forward(T, *row)
+            among = self._forward(T, *[part * n_rows for part in row])
             agree = agree and bool((among == alone).all())
         self.pool.k.zero_()
         self.pool.v.zero_()
-        if agree:
-            return None
-        return (
-            "A row's bits depend on its place, or on who else is there: "
-            "with one thread (torch.set_num_threads(1)) they may not, or choose float64."
-        )
+        remedy = "torch.set_num_threads(1) may help, fixed=False is no worse and faster."
+        return None if agree else f"A row's bits depend on its place and its neighbors: {remedy}"
