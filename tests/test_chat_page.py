@@ -77,10 +77,10 @@ class Script:
 class StandIn:
     "The server, without a model: its engine writes what a test wants, and it refuses on order."
 
-    def __init__(self):
+    def __init__(self, training_stories=(STORY,)):
         self.reset()
         self.app = make_app(self)
-        add_page(self.app, self, lambda: {STORY})
+        add_page(self.app, self, lambda: set(training_stories))
         self.app.middleware("http")(self.guard)
 
     def reset(self, **changes):

@@ -409,7 +409,8 @@ function choose(i, other) {
   if (other.id === null) return;
   const before = draft.tokens.slice(0, i);
   const { others } = draft.tokens[i];
-  const text = other.text ?? (/^(⟨\w\w⟩)+$/.test(other.name) ? "" : other.name); // half a letter
+  const isPart = /^(⟨\w\w⟩)+$/.test(other.name); // of a character: its last token has the text
+  const text = isPart ? "" : (other.text ?? other.name);
   const isEnd = about.end_ids.includes(other.id);
   const tokens = isEnd ? before : [...before, { ...other, text, others }];
   const next = { ...draft, tokens };
