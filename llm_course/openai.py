@@ -9,9 +9,9 @@ __all__ = ['Served', 'make_app']
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from secrets import token_hex
 from time import perf_counter, time
 from typing import Any, NamedTuple
@@ -29,11 +29,10 @@ from .guard import Limits
 from .scheduler import Engine, Finished, QueueFull
 from .schema import ApiError, ChatRequest, CompletionRequest, refusal, refuse
 from .streams import StreamDecoder, token_text
-from .text_marks import marks_of
 from .writing import GeneratedToken, text_settings
 
 # %% ../nbs/15a_openai.ipynb #15a-served
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Served:
     "Served model: what an answer is written with, from its first token to its last."
 
@@ -45,136 +44,127 @@ class Served:
     is_story: bool = False          # whether `Tales` can judge its texts
     fingerprint: str | None = None  # names the checkpoint
 
-    @cached_property
-    def token(self) -> Callable[[int], tuple[str, list[int] | None]]:
-        "From an id to its text, as it stands inside a text, and its bytes, where they are known."
-        return lru_cache(maxsize=None)(partial(_token, self.tokenizer))
-
-
-def _token(tokenizer, i: int) -> tuple[str, list[int] | None]:
-    text = token_text(tokenizer, i)
-    if not tokenizer.has_id(i):
-        return text, None
-    alone = tokenizer.decode_bytes([i])
-    inside = tokenizer.decode_bytes([i, i]).removeprefix(alone) or alone
-    byte = tokenizer.byte_of(i)
-    found = list(inside) if byte is None else [byte]
-    return text, None if found == list("\ufffd".encode()) else found
-
-
-# %% ../nbs/15a_openai.ipynb #15a-text
-class _Text:
-    "One text: tokens in; whole characters out, with the tokens that have begun by then."
-
-    def __init__(self, tokenizer, before: list[int], stop: str | list[str]):
-        self.decoder = StreamDecoder(tokenizer, before)
-        self.stops = StopStrings(stop)
-        self.waiting: list[tuple[GeneratedToken, int]] = []  # not shown yet; where each begins
-        self.n_decoded = 0                                   # characters
-        self.n_shown = 0
-
-    def decode(self, token: GeneratedToken) -> str:
-        "The characters that are whole after one more token."
-        self.waiting.append((token, self.n_decoded))
-        text = self.decoder.add(token.id)
-        self.n_decoded += len(text)
-        return text
-
-    def show(self, text: str) -> tuple[str, list]:
-        "A text that can be shown, with the tokens that begin in it."
-        self.n_shown += len(text)
-        begun = [pair for pair in self.waiting if pair[1] < self.n_shown]
-        del self.waiting[: len(begun)]
-        return text, begun
-
-    def finish(self) -> tuple[str, list]:
-        "What was held back, since no other token will come."
-        text, begun = self.show(self.stops.add(self.decoder.finish()) + self.stops.rest())
-        return text, begun if self.stops.stopped else begun + self.waiting
-
-# %% ../nbs/15a_openai.ipynb #15a-bell
-class _Bell:
-    "The engine's thread rings it; the event loop wakes once, and tells all for whom it rang."
-
-    def __init__(self):
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.rung: deque[asyncio.Event] = deque()
-        self.is_called = False
-
-    def ring(self, news: asyncio.Event) -> None:
-        self.rung.append(news)
-        if not self.is_called:
-            self.is_called = True
-            self.loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        self.is_called = False  # who rings from now on calls again
-        while self.rung:
-            self.rung.popleft().set()
+    def card(self) -> dict:
+        "The model in a list of models."
+        card = {"id": self.name, "object": "model", "created": self.created}
+        about = {"max_model_len": self.model.config.max_seq_len, "is_story": self.is_story}
+        return card | {"owned_by": "llm_course"} | about
 
 # %% ../nbs/15a_openai.ipynb #15a-prompt
 def _read_prompt(served: Served, prompt: str | list) -> tuple[list[int], list[int]]:
     "The ids in front of a prompt, and its own. ApiError for one that the model cannot read."
     tokenizer = served.tokenizer
-    marks = marks_of(tokenizer)
+    marks = tokenizer.marks
     kind = type(prompt[0]) if prompt else str
+    field = "messages" if kind is dict else "prompt"
     try:
         ids = prompt if kind is int else text_ids(tokenizer, prompt)
     except ValueError:
-        raise ApiError(400, "The tokenizer, or its chat template, cannot write this prompt.") from None
-    refused = {*tokenizer.special_ids.values(), *marks.end_ids, *marks.begin_ids}
-    if kind is not int:
-        refused = set()  # what the text or its template says
+        refuse(field, "the tokenizer, or its chat template, cannot write it down")
     n_rows = served.model.config.vocab_size
-    if any(i in refused or i >= n_rows or not tokenizer.has_id(i) for i in ids):
-        refuse("prompt", "it holds an id that is no ordinary token of this model")
-    begin = [] if kind is dict else list(marks.begin_ids)
-    if not begin + ids:
-        begin = list(marks.start_ids)
-    return begin, ids
+    if any(i >= n_rows or not tokenizer.has_id(i) for i in ids):
+        refuse(field, "it holds a token that the model does not know")
+    if kind is int and not {*tokenizer.special_ids.values(), *marks.end_ids}.isdisjoint(ids):
+        refuse(field, "it holds the id of a special token")
+    begin = {dict: (), str: marks.begin_ids, int: marks.begin_ids}[kind]
+    return list(begin or marks.start_ids[len(ids) :]), ids
+
+# %% ../nbs/15a_openai.ipynb #15a-text
+class _Piece(NamedTuple):
+    "Some of one of the texts of an answer."
+
+    index: int
+    text: str = ""
+    tokens: tuple = ()      # (GeneratedToken, where it begins in the text)
+    end: str | None = None  # of a text's last piece: why it ends
+
+    def join(self, other: "_Piece") -> "_Piece":
+        return _Piece(self.index, self.text + other.text, self.tokens + other.tokens, other.end)
+
+
+class _Text:
+    "One text: tokens in; whole characters out, with the tokens that have begun by then."
+
+    def __init__(self, index: int, prompt: tuple, served: Served, body: Any):
+        self.index = index
+        self.begin, self.ids = prompt
+        self.decoder = StreamDecoder(served.tokenizer, [] if body.echo else self.ids)
+        self.stops = StopStrings(body.stop or ())
+        self.waiting: list = []  # (token, where it begins) of what is not shown yet
+        self.n_decoded = 0  # characters
+        self.n_shown = 0
+        self.n_written = 0  # tokens
+        self.n_cached = 0
+
+    def take(self, item: Any) -> _Piece:
+        "What can be shown after one more item of the engine."
+        if isinstance(item, Finished):
+            return self._finish(item)
+        if isinstance(item, list):  # the prompt, in which no stop string counts
+            return self._show("".join(map(self._decode, item[len(self.begin) :])))
+        if self.stops.stopped:
+            return _Piece(self.index)
+        self.n_written += 1
+        return self._show(self.stops.add(self._decode(item)))
+
+    def _decode(self, token: GeneratedToken) -> str:
+        self.waiting.append((token, self.n_decoded))
+        text = self.decoder.add(token.id)
+        self.n_decoded += len(text)
+        return text
+
+    def _show(self, text: str) -> _Piece:
+        self.n_shown += len(text)
+        begun = [pair for pair in self.waiting if pair[1] < self.n_shown]
+        del self.waiting[: len(begun)]
+        return _Piece(self.index, text, tuple(begun))
+
+    def _finish(self, end: Finished) -> _Piece:
+        self.n_cached = end.n_cached
+        last = self._show(self.stops.add(self.decoder.finish()) + self.stops.rest())
+        if self.stops.stopped:
+            return last._replace(end="stop")
+        if end.reason == "error":
+            raise ApiError(500, "The model could not go on with a text.", "server_error")
+        reason = "stop" if end.reason == "stop" else "length"  # or it took too long
+        return last._replace(tokens=last.tokens + tuple(self.waiting), end=reason)
 
 # %% ../nbs/15a_openai.ipynb #15a-logprobs
-def _named(served: Served, i: int, log_prob: float | None) -> dict:
-    text, data = served.token(i)
-    return {"token": text, "logprob": log_prob, "bytes": data, "id": i}
+@lru_cache(maxsize=1 << 16)
+def _token(served: Served, i: int) -> dict:
+    "A token as it stands inside a text, and its bytes, where they are known."
+    text = token_text(served.tokenizer, i)
+    data = text.encode()
+    if "\ufffd" in text and served.tokenizer.has_id(i):
+        data = served.tokenizer.decode_bytes([i])  # some of the bytes of a character
+    byte = served.tokenizer.byte_of(i)
+    if byte is not None:
+        data = bytes([byte])
+    return {"token": text, "id": i, "bytes": None if data == "\ufffd".encode() else list(data)}
 
 
-def _chat_logprobs(served: Served, tokens: list) -> dict:
+def _chat_logprobs(served: Served, tokens: tuple) -> dict:
     "Log-probabilities as /v1/chat/completions shows them; the ids are ours."
     content = []
     for one, _ in tokens:
-        top = [_named(served, *best) for best in one.top_logprobs]
-        content.append(_named(served, one.id, one.log_prob) | {"top_logprobs": top})
+        top = [_token(served, i) | {"logprob": log_prob} for i, log_prob in one.top_logprobs]
+        content.append(_token(served, one.id) | {"logprob": one.log_prob, "top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
-def _completion_logprobs(served: Served, tokens: list) -> dict:
+def _completion_logprobs(served: Served, tokens: tuple) -> dict:
     "Log-probabilities as /v1/completions shows them; the ids are ours."
     names = ("tokens", "token_logprobs", "top_logprobs", "text_offset", "token_ids", "top_ids")
     columns: dict[str, list] = {name: [] for name in names}
     for one, begin in tokens:
-        top = dict([*one.top_logprobs, (one.id, one.log_prob)])
-        log_probs = {served.token(i)[0]: log_prob for i, log_prob in top.items()}
-        ids = {served.token(i)[0]: i for i in top}
-        row = (served.token(one.id)[0], one.log_prob, log_probs, begin, one.id, ids)
+        best = [(_token(served, i)["token"], i, p) for i, p in (*one.top_logprobs, one[:2])]
+        log_probs = {name: log_prob for name, _, log_prob in best}
+        row = (best[-1][0], one.log_prob, log_probs, begin, one.id, {name: i for name, i, _ in best})
         for column, value in zip(columns.values(), row):
             column.append(value)
     return columns
 
 # %% ../nbs/15a_openai.ipynb #15a-answer
-class _Piece(NamedTuple):
-    "Some of one of the texts."
-
-    index: int
-    text: str = ""
-    tokens: list = []                 # (GeneratedToken, where it begins)
-    finish_reason: str | None = None  # in a text's last piece
-
-    def join(self, other: "_Piece") -> "_Piece":
-        text = self.text + other.text
-        return _Piece(self.index, text, self.tokens + other.tokens, other.finish_reason)
-
-
 class _Answer:
     "All texts that one request asks for: `n` of each prompt."
 
@@ -183,238 +173,174 @@ class _Answer:
         self.body = body
         self.is_chat = isinstance(body, ChatRequest)
         self.n = body.n or 1
-        if self.n * len(body.prompts()) > limits.n_texts:
-            refuse("n", "these are more texts than one request may ask for")
+        self.loop: Any = None
+        self.news = asyncio.Event()
+        self.inbox: deque[tuple[int, Any]] = deque()  # what the engine's thread delivers
+        self.requests: list = []                      # of the engine, one for each text
+        self.first_token_at: float | None = None      # of `perf_counter`
         prompts = [_read_prompt(served, prompt) for prompt in body.prompts()]
-        self.prompts = [prompt for prompt in prompts for _ in range(self.n)]
-        self.n_read = sum(len(begin + ids) for begin, ids in prompts)
-        longest = max(len(begin + ids) for begin, ids in prompts)
-        if longest > limits.prompt_tokens:
-            refuse("prompt", "it has more tokens than one prompt may have")
-        room = min(served.model.config.max_seq_len - longest, limits.max_tokens)
+        lengths = [len(begin + ids) for begin, ids in prompts]
+        n_texts = self.n * len(prompts)
+        room = min(served.model.config.max_seq_len - max(lengths), limits.max_tokens)
+        self.n_read = sum(lengths)
         self.max_tokens = max(1, room) if body.n_tokens is None else body.n_tokens
-        if self.max_tokens > room:
-            message = "The prompt and max_tokens are more together than can be had here."
+        if n_texts > limits.n_texts:
+            refuse("n", "these are more texts than one request may ask for")
+        if self.max_tokens > room or max(lengths) > limits.prompt_tokens:
+            message = "The prompt, max_tokens, or both together are more than can be had here."
             raise ApiError(400, message, param="max_tokens", code="context_length_exceeded")
         settings = text_settings(served.model, served.tokenizer, **body.sampling())
-        self.params = SamplingParams(**settings)
-        if max(self.params.logit_bias, default=0) >= served.model.config.vocab_size:
+        if max(settings["logit_bias"], default=0) >= served.model.config.vocab_size:
             refuse("logit_bias", "it holds an id that the model does not know")
-        stop = body.stop or ()
-        before = [[] if body.echo else ids for _, ids in self.prompts]
-        self.texts = [_Text(served.tokenizer, ids, stop) for ids in before]
-        self.requests: list = []  # of the engine, one for each text
-        self.inbox: deque[tuple[int, Any]] = deque()
-        self.news = asyncio.Event()
-        self.n_cached = 0
-        self.n_written = 0
-        self.first_token_at: float | None = None  # of perf_counter
-        self.seconds = limits.request_seconds
-        kind = "chatcmpl" if self.is_chat else "cmpl"
-        self.about = {"id": f"{kind}-{token_hex(12)}", "created": int(time())}
+        self.params = SamplingParams(**settings)
+        self.texts = [_Text(i, prompts[i // self.n], served, body) for i in range(n_texts)]
+        self.about = {"id": f"{'chat' * self.is_chat}cmpl-{token_hex(12)}", "created": int(time())}
         self.about |= {"model": served.name, "system_fingerprint": served.fingerprint}
 
-    def submit(self, bell: _Bell) -> None:
+    def submit(self) -> None:
         "Join the engine's queue with all texts, or with none."
-        self.timer = bell.loop.call_later(self.seconds, self.cancel)
+        self.loop = asyncio.get_running_loop()
         n_top = self.body.n_logprobs
-        shows_prompt = bool(self.body.echo)
-        for index, (begin, ids) in enumerate(self.prompts):
-            deliver = partial(self._deliver, bell, index)
-            seed = self.body.seed
-            if seed is not None:
-                seed += index % self.n
-            if shows_prompt and n_top is None:
-                deliver([GeneratedToken(i, None, []) for i in begin + ids])
-            wants = (n_top, shows_prompt and n_top is not None, deliver)
+        for text in self.texts:
+            ids = text.begin + text.ids
+            deliver = partial(self._deliver, text.index)
+            if self.body.echo and n_top is None:
+                deliver([GeneratedToken(i, None, []) for i in ids])
+            wants = (n_top, bool(self.body.echo) and n_top is not None, deliver)
+            seed = None if self.body.seed is None else self.body.seed + text.index % self.n
             try:
-                request = self.served.engine.submit(begin + ids, self.max_tokens, self.params, seed, *wants)
+                request = self.served.engine.submit(ids, self.max_tokens, self.params, seed, *wants)
             except QueueFull:
                 self.cancel()
-                message = "Too many requests wait: try again later."
-                raise ApiError(429, message, "rate_limit_error", code="queue_full") from None
+                raise ApiError(429, "Too many texts wait: try again later.", "rate_limit_error") from None
             self.requests.append(request)
 
-    def _deliver(self, bell: _Bell, index: int, item: Any) -> None:
-        "In the engine's thread."
+    def _deliver(self, index: int, item: Any) -> None:
+        "In the engine's thread: the event loop is woken once for all that waits."
         self.inbox.append((index, item))
-        bell.ring(self.news)
+        if not self.news.is_set():
+            self.loop.call_soon_threadsafe(self.news.set)
+
+    async def watch(self, request: Request, seconds: float) -> None:
+        "End the texts where the client has gone, or they take too long."
+        gone = asyncio.ensure_future(request.receive())  # after the body no other news can come
+        await asyncio.wait([gone], timeout=seconds)
+        self.cancel()
 
     def cancel(self) -> None:
-        "Nobody listens any more, or it takes too long: free the places."
-        self.timer.cancel()
         for request in self.requests:
             request.cancel()
 
     async def pieces(self) -> AsyncIterator[_Piece]:
-        "The texts as they are written; what came meanwhile is one piece."
+        "The texts as they are written; of each what came together is one piece."
         n_open = len(self.texts)
         while n_open:
             await self.news.wait()
             self.news.clear()
+            self.first_token_at = self.first_token_at or perf_counter()
             new: dict[int, _Piece] = {}
             while self.inbox:
                 index, item = self.inbox.popleft()
+                text = self.texts[index]
+                new[index] = new.get(index, _Piece(index)).join(text.take(item))
                 n_open -= isinstance(item, Finished)
-                new[index] = new.get(index, _Piece(index)).join(self._piece(index, item))
+                if text.stops.stopped:
+                    self.requests[index].cancel()
             for piece in new.values():
-                if piece.text or piece.finish_reason:
+                if piece.text or piece.end:
                     yield piece
-
-    def _piece(self, index: int, item: Any) -> _Piece:
-        text = self.texts[index]
-        if isinstance(item, list):
-            prompt = item[len(self.prompts[index][0]) :]
-            return _Piece(index, *text.show("".join(map(text.decode, prompt))))
-        if isinstance(item, Finished):
-            return self._last_piece(index, item)
-        if text.stops.stopped:
-            return _Piece(index)
-        self.n_written += 1
-        self.first_token_at = self.first_token_at or perf_counter()
-        piece = _Piece(index, *text.show(text.stops.add(text.decode(item))))
-        if text.stops.stopped:
-            self.requests[index].cancel()
-        return piece
-
-    def _last_piece(self, index: int, end: Finished) -> _Piece:
-        stops = self.texts[index].stops
-        if end.reason == "error":
-            raise ApiError(500, "The model could not go on with a text.", "server_error")
-        if index % self.n == 0:  # the others share the prompt of this one
-            self.n_cached += end.n_cached
-        last = self.texts[index].finish()
-        return _Piece(index, *last, "stop" if stops.stopped or end.reason == "stop" else "length")
 
     async def whole(self) -> dict:
         "The answer for one that waits until all is written."
-        texts = [_Piece(index) for index in range(len(self.texts))]
+        texts = [_Piece(text.index) for text in self.texts]
         async for piece in self.pieces():
             texts[piece.index] = texts[piece.index].join(piece)
         choices = [self._choice(text, "message", role="assistant") for text in texts]
-        return self._body("", choices) | {"usage": self._usage()}
+        return self._body("", choices, usage=self.usage())
 
     async def events(self) -> AsyncIterator[bytes]:
         "The answer for one that reads along: server-sent events."
         options = self.body.stream_options
-        usage = {"usage": None} if options and options.include_usage else {}
-        if self.is_chat:
-            empty = map(_Piece, range(len(self.texts)))
-            choices = [self._choice(piece, "delta", role="assistant") for piece in empty]
-            yield _event(self._body(".chunk", choices) | usage)
+        usage: dict = {"usage": None} if options and options.include_usage else {}
         try:
+            if self.is_chat:
+                empty = [self._choice(_Piece(t.index), "delta", role="assistant") for t in self.texts]
+                yield _event(self._body(".chunk", empty, **usage))
             async for piece in self.pieces():
-                yield _event(self._body(".chunk", [self._choice(piece, "delta")]) | usage)
+                yield _event(self._body(".chunk", [self._choice(piece, "delta")], **usage))
+            if usage:
+                yield _event(self._body(".chunk", [], usage=self.usage()))
+            yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield _event(error.body)
-            return
-        if usage:
-            yield _event(self._body(".chunk", []) | {"usage": self._usage()})
-        yield b"data: [DONE]\n\n"
 
-    def _usage(self) -> dict:
-        usage = {"prompt_tokens": self.n_read, "completion_tokens": self.n_written}
-        details = {"prompt_tokens_details": {"cached_tokens": self.n_cached}}
-        return usage | {"total_tokens": self.n_read + self.n_written} | details
+    def usage(self) -> dict:
+        "How many tokens are read and written."
+        n_written = sum(text.n_written for text in self.texts)
+        n_cached = sum(text.n_cached for text in self.texts[:: self.n])  # of each prompt once
+        usage = {"prompt_tokens": self.n_read, "completion_tokens": n_written}
+        usage["total_tokens"] = self.n_read + n_written
+        return usage | {"prompt_tokens_details": {"cached_tokens": n_cached}}
 
     def _choice(self, piece: _Piece, name: str, **who: str) -> dict:
-        logprobs = None
+        choice: dict = {"index": piece.index, "logprobs": None, "finish_reason": piece.end}
         if self.body.n_logprobs is not None:
             form = _chat_logprobs if self.is_chat else _completion_logprobs
-            logprobs = form(self.served, piece.tokens)
+            choice["logprobs"] = form(self.served, piece.tokens)
         said = {name: who | {"content": piece.text}} if self.is_chat else {"text": piece.text}
-        end = {"logprobs": logprobs, "finish_reason": piece.finish_reason}
-        return {"index": piece.index} | said | end
+        return choice | said
 
-    def _body(self, chunk: str, choices: list[dict]) -> dict:
+    def _body(self, chunk: str, choices: list[dict], **more: Any) -> dict:
         kind = f"chat.completion{chunk}" if self.is_chat else "text_completion"
-        return self.about | {"object": kind, "choices": choices}
+        return self.about | {"object": kind, "choices": choices} | more
 
 
 def _event(body: dict) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
-
-# %% ../nbs/15a_openai.ipynb #15a-responses
-class _Events(StreamingResponse):
-    "Response of server-sent events. When nobody listens any more its texts end."
-
-    def __init__(self, answer: _Answer):
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(answer.events(), media_type="text/event-stream", headers=headers)
-        self.answer = answer
-
-    async def __call__(self, scope, receive, send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.answer.cancel()
-
-
-async def _whole(answer: _Answer, request: Request) -> Response:
-    "Response in one piece, unless the client goes away before."
-    written = asyncio.ensure_future(answer.whole())
-    gone = asyncio.ensure_future(request.receive())  # after the body no other news can come
-    try:
-        await asyncio.wait((written, gone), return_when=asyncio.FIRST_COMPLETED)
-        return JSONResponse(written.result()) if written.done() else Response(status_code=499)
-    finally:
-        written.cancel()
-        gone.cancel()
-        answer.cancel()
 
 # %% ../nbs/15a_openai.ipynb #15a-app
 _LIMITS = Limits()
 
 
 def make_app(
-    served,                    # what holds the `Served` of now as its `current`
+    served: Any,               # its `current` is the Served of now, which can be replaced
     limits: Limits = _LIMITS,  # of one request
 ) -> FastAPI:
-    "Application of ASGI: OpenAI's models, completions and chat completions."
-    refusals: dict = {"4XX": {"description": "refused, in OpenAI's form"}}
-    app = FastAPI(title="llm_course", docs_url=None, redoc_url=None, responses=refusals)
-    bell = _Bell()
+    "ASGI application: OpenAI's models, completions and chat completions."
+    app = FastAPI(docs_url=None, redoc_url=None, responses={"4XX": {"description": "Refused."}})
 
-    @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return JSONResponse(error.body, error.status, headers)
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        own = error if isinstance(error, ApiError) else ApiError(error.status_code, f"{error.detail}.")
+        return JSONResponse(own.body, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return await refused(request, refusal(error.errors()))
 
-    @app.exception_handler(HTTPException)
-    async def failed(request: Request, error: HTTPException) -> Response:
-        body = ApiError(error.status_code, f"{error.detail}.").body
-        return JSONResponse(body, error.status_code, error.headers)
-
     def named(name: str) -> Served:
-        current = served.current
-        if name != current.name:
+        if name != served.current.name:
             message = "This model is not here: GET /v1/models names the one that is."
             raise ApiError(404, message, param="model", code="model_not_found")
-        return current
+        return served.current
 
     async def answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
-        bell.loop = asyncio.get_running_loop()
         texts = await run_in_threadpool(_Answer, named(body.model), body, limits)
         request.state.texts = texts
-        texts.submit(bell)
-        return _Events(texts) if body.stream else await _whole(texts, request)
-
-    def card(one: Served) -> dict:
-        own = {"max_model_len": one.model.config.max_seq_len, "is_story": one.is_story}
-        about = {"id": one.name, "object": "model", "created": one.created}
-        return about | {"owned_by": "llm_course"} | own
+        texts.submit()
+        request.state.watch = asyncio.create_task(texts.watch(request, limits.request_seconds))
+        if body.stream:
+            headers = {"Cache-Control": "no-cache"}
+            return StreamingResponse(texts.events(), 200, headers, "text/event-stream")
+        return JSONResponse(await texts.whole())
 
     @app.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": [card(served.current)]}
+        return {"object": "list", "data": [served.current.card()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict:
-        return card(named(name))
+        return named(name).card()
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:

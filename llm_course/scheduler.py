@@ -6,22 +6,24 @@
 __all__ = ['CHUNK', 'CHUNK_ROWS', 'QueueFull', 'Finished', 'Request', 'Engine']
 
 # %% ../nbs/15d_scheduler.ipynb #15d-imports
-import torch
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from operator import index
+from threading import Condition, RLock, Thread
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
 from .blocks import BLOCK, BlockPool, PagedCache, block_keys, n_blocks_for
 from .context import CausalLM
 from .engine import SamplingParams, read_rows, sample_next
 from .filters import check_number
 from .writing import GeneratedToken, check_prompt, name_tokens
-from operator import index
-from threading import Condition, RLock, Thread
-from time import perf_counter
-from torch import Tensor
-from typing import Any, NamedTuple
 
 # %% ../nbs/15d_scheduler.ipynb #15d-request
 CHUNK = 32  # tokens of a prompt that one pass reads; a multiple of BLOCK

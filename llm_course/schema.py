@@ -12,21 +12,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
 
 # %% ../nbs/15e_schema.ipynb #15e-error
-class ApiError(Exception):
-    "Refusal, as OpenAI's clients read it: a status of HTTP, and the body that goes with it."
+class ApiError(HTTPException):
+    """Refusal, as OpenAI's clients read it: a `status` of HTTP, one sentence that holds no value of
+    the request, the `type` of error, the field that is wrong, and a word that programs look for."""
 
     def __init__(
-        self,
-        status: int,                          # of HTTP: 400, 404, 429, …
-        message: str,                         # one sentence, without a value of the request
-        type: str = "invalid_request_error",  # the kind of error
-        param: str | None = None,             # the field that is wrong
-        code: str | None = None,              # a word that programs look for
-    ):
-        super().__init__(message)
-        self.status = status
+        self, status: int, message: str, type: str = "invalid_request_error",
+        param: str | None = None, code: str | None = None,
+    ):  # fmt: skip
+        super().__init__(status, message, {"Retry-After": "1"} if status == 429 else None)
         self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 # %% ../nbs/15e_schema.ipynb #15e-refused

@@ -28,7 +28,7 @@ BY_HAND = {"__init__", "widgets.__init__", "_modidx"}
 # What every exported module may import, and what none below the commands may.
 FOR_ALL = {"files", "locks", "seals", "strangers", "workers", "hooks"}
 FOR_NOTEBOOKS = {"fonts", "viz", "viz_text", "track", "widgets", "checks"}
-FOR_NOTEBOOKS |= {"diagrams", "diagrams_ranks"}
+FOR_NOTEBOOKS |= {"diagrams", "diagrams_ranks", "diagrams_serving"}
 TORCH_FREE = ("corpus", "sources", "tokenizer", "bpe", "formats", "files", "workers", "commands")
 
 

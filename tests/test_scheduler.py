@@ -4,7 +4,6 @@ import random
 from dataclasses import fields
 from functools import cache
 
-import pytest
 import torch
 
 from llm_course.blocks import BlockPool

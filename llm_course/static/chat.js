@@ -108,32 +108,37 @@ async function* chunks(answer) {
   throw new Refused("The connection broke off.");
 }
 
-// The tokens of a choice, from either form of `logprobs`, with what else could stand there.
-function tokensOf({ logprobs }) {
-  if (logprobs?.content) return logprobs.content.map(chatToken);
-  return (logprobs?.tokens ?? []).map((name, i) => {
+// The tokens of /v1/completions, with what else could stand there. Of several that are one
+// character the last has its text.
+function textTokens({ text, logprobs }) {
+  const letters = [...text]; // places count characters as Python does, not halves of them
+  const places = logprobs.text_offset;
+  return logprobs.tokens.map((name, i) => {
+    const [begin, end] = places.slice(i, i + 2).map((place) => place - places[0]);
     const ids = logprobs.top_ids[i];
     const others = Object.entries(logprobs.top_logprobs[i])
       .map(([other, logProb]) => ({ name: other, logProb, id: ids[other] }))
       .sort((a, b) => b.logProb - a.logProb);
-    return { name, logProb: logprobs.token_logprobs[i], id: logprobs.token_ids[i], others };
+    return {
+      name,
+      text: letters.slice(begin, end).join(""),
+      place: places[i],
+      id: logprobs.token_ids[i],
+      logProb: logprobs.token_logprobs[i],
+      others,
+    };
   });
 }
 
-function chatToken({ token, logprob, id, top_logprobs }) {
-  return { name: token, logProb: logprob, id, others: (top_logprobs ?? []).map(chatToken) };
-}
-
-// The same tokens, each with its part of the text. Several that are one character: the last has it.
-function readChunk(chunk) {
-  const choice = chunk.choices[0];
-  const text = choice.text ?? choice.delta?.content ?? "";
-  const tokens = tokensOf(choice);
-  const isPlain = tokens.map((token) => token.name).join("") === text;
-  tokens.forEach((token, i) => {
-    token.text = isPlain ? token.name : i === tokens.length - 1 ? text : "";
-  });
-  return { tokens, reason: choice.finish_reason };
+// The same of /v1/chat/completions.
+function chatTokens({ logprobs }) {
+  const decoder = new TextDecoder();
+  const named = ({ token, logprob, id }) => ({ name: token, logProb: logprob, id });
+  return (logprobs?.content ?? []).map((said) => ({
+    ...named(said),
+    text: said.bytes ? decoder.decode(Uint8Array.from(said.bytes), { stream: true }) : said.token,
+    others: said.top_logprobs.map(named),
+  }));
 }
 
 // ---- Writing -----------------------------------------------------------------------------------
@@ -156,27 +161,27 @@ function begin({ prompt, promptIds, messages, tokens }, signal) {
     if (ids.length) chat.answer_ids = ids;
     return ask("v1/chat/completions", chat, signal);
   }
-  const text = { ...asked, prompt, logprobs: N_OTHERS };
-  if (promptIds === null) return ask("v1/completions", { ...text, echo: true }, signal);
-  text.prompt = [...promptIds, ...ids];
-  text.max_tokens = Math.min(asked.max_tokens, about.max_len - 1 - text.prompt.length);
-  if (text.max_tokens < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  const text = { ...asked, prompt, logprobs: N_OTHERS, echo: promptIds === null };
+  if (ids.length) {
+    text.prompt = [...promptIds, ...ids];
+    text.max_tokens = Math.min(asked.max_tokens, about.max_len - 1 - text.prompt.length);
+    if (text.max_tokens < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  }
   return ask("v1/completions", text, signal);
 }
 
 async function receive(next, signal) {
-  const { tokens } = next;
-  next.seed = settings().seed;
+  const asked = await begin(next, signal);
+  const read = next.messages ? chatTokens : textTokens;
+  const echoed = next.promptIds === null ? [...next.prompt].length : 0; // characters of the prompt
   let ended = null;
-  for await (const chunk of chunks(await begin(next, signal))) {
-    const piece = readChunk(chunk);
-    if (next.promptIds === null) {
-      next.promptIds = piece.tokens.map((token) => token.id); // the echo comes first, in one piece
-    } else {
-      tokens.push(...piece.tokens);
-      if (next === draft) drawTokens(spans.length);
-    }
-    ended = piece.reason ?? ended;
+  for await (const { choices } of chunks(asked)) {
+    const tokens = read(choices[0]);
+    const prompt = tokens.filter((token) => token.place < echoed);
+    if (echoed) next.promptIds = [...(next.promptIds ?? []), ...prompt.map((token) => token.id)];
+    next.tokens.push(...tokens.slice(prompt.length));
+    if (next === draft) drawTokens(spans.length);
+    ended = choices[0].finish_reason ?? ended;
   }
   return ended;
 }
@@ -194,6 +199,7 @@ async function write(next) {
   show(next);
   tell("Writing …");
   complain(null);
+  next.seed = settings().seed;
   try {
     next.ended = await receive(next, control.signal);
   } catch (error) {
@@ -483,7 +489,7 @@ function submit() {
     draft = null;
   }
   $("prompt").value = "";
-  write({ messages: [...turns, { role: "user", content: said }], tokens: [] });
+  write({ messages: [...turns, { role: "user", content: said }], promptIds: [], tokens: [] });
 }
 
 function undo() {
