@@ -39,11 +39,11 @@ class Limits:
     request_seconds: float = 300.0  # texts that take longer end there, with "length"
 
 # %% ../nbs/15b_guard.ipynb #15b-errors
-def _error(status: int, message: str, headers: dict | None = None) -> JSONResponse:
+def _error(status: int, message: str) -> JSONResponse:
     "An error in OpenAI's form."
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error}, status, headers)
+    return JSONResponse({"error": error}, status)
 
 
 async def _failed(request, error: Exception) -> JSONResponse:
@@ -77,7 +77,7 @@ async def _read_body(receive: Callable, limits: Limits) -> bytes:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ConnectionError("The client went away.")
-                body += message["body"]
+                body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > limits.body_bytes:
                     raise HTTPException(413, f"The body has more than {limits.body_bytes:,} bytes.")
@@ -117,7 +117,7 @@ class Guard:
     key: str = ""                # that clients must send; empty: none
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")  # it answers to; empty: to any
     open_paths: tuple[str, ...] = ("/health",)  # served without a key
-    counts: Callable[[], dict] = dict  # of the engine at this moment
+    counts: Callable[[], dict] = dict  # the engine's, as `Engine.counts`
     is_stopping: bool = False    # what /health tells
 
     def __post_init__(self):
@@ -137,7 +137,11 @@ class Guard:
     async def metrics(self) -> PlainTextResponse:
         "What Prometheus fetches."
         now = CollectorRegistry()
-        for name, value in self.counts().items():
+        counts = dict(self.counts())
+        if counts:
+            counts["tokens_per_second"] = counts["tokens_written"] / (counts["seconds"] or 1)
+            counts["cache_use"] = 1 - counts["free_blocks"] / counts["n_blocks"]
+        for name, value in counts.items():
             Gauge(f"llm_{name}", "Counted by the engine.", registry=now).set(value)
         return PlainTextResponse(generate_latest(self.registry) + generate_latest(now))
 
@@ -193,8 +197,8 @@ class Guard:
 # %% ../nbs/15b_guard.ipynb #15b-protocol
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to its patience: `uvicorn.Config(guard, http=PatientProtocol)`.
-    It hangs up where headers are not whole, or nothing is read, for `head_seconds`, at one
-    connection too many, and at what is no HTTP."""
+    It hangs up the `transport` where headers are not whole, or nothing is read, for
+    `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why)."""
 
     def _hang_up_later(self, is_over: Callable[[], bool]) -> TimerHandle:
         "Hang up after `head_seconds`, unless the wait is over then."
