@@ -121,10 +121,10 @@ class Guard:
     is_stopping: bool = False    # what /health tells
 
     def __post_init__(self):
-        self.registry = CollectorRegistry()
-        place = {"registry": self.registry}
-        self.requests = Counter("llm_requests", "Requests by status.", ["status"], **place)
-        self.first_token = Histogram("llm_first_token_seconds", "Time to first token.", **place)
+        own = CollectorRegistry()
+        self.registry = own
+        self.requests = Counter("llm_requests", "Requests by status.", ["status"], registry=own)
+        self.first_token = Histogram("llm_first_token_seconds", "Time to it.", registry=own)
         self.app.add_exception_handler(Exception, _failed)
         self.app.add_api_route("/health", self.health)
         self.app.add_api_route("/metrics", self.metrics)
@@ -145,7 +145,7 @@ class Guard:
             Gauge(f"llm_{name}", "Counted by the engine.", registry=now).set(value)
         return PlainTextResponse(generate_latest(self.registry) + generate_latest(now))
 
-    async def _pass(self, scope: dict, receive: Callable, send: Callable) -> None:
+    async def _pass(self, scope, receive, send) -> None:
         "Check a request, and hand it on with its whole body."
         _check_head(scope, self.key, self.hosts, self.open_paths)
         body = await _read_body(receive, self.limits)
@@ -153,7 +153,7 @@ class Guard:
             _check_json(body)
         whole = [{"type": "http.request", "body": body}]
 
-        async def next_message() -> dict:
+        async def next_message():
             return whole.pop() if whole else await receive()
 
         await self.app(scope, next_message, send)
@@ -179,7 +179,7 @@ class Guard:
         path = scope["path"] if is_ours else None
         state = {"time": clock, "id": uuid4().hex, "path": path, "status": 499}  # 499: unanswered
 
-        async def send_noted(message: dict) -> None:
+        async def send_noted(message) -> None:
             state["status"] = message.get("status", state["status"])
             await send(message)
 
@@ -200,15 +200,19 @@ class PatientProtocol(H11Protocol):
     It hangs up the `transport` where headers are not whole, or nothing is read, for
     `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why)."""
 
+    def __init__(self, config, *state, **more):  # uvicorn's
+        super().__init__(config, *state, **more)
+        self.limits = config.app.limits
+
     def _hang_up_later(self, is_over: Callable[[], bool]) -> TimerHandle:
         "Hang up after `head_seconds`, unless the wait is over then."
-        wait = self.config.app.limits.head_seconds
+        wait = self.limits.head_seconds
         return self.loop.call_later(wait, lambda: is_over() or self.transport.abort())
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
         self._hang_up_later(lambda: self.cycle is not None)
-        if len(self.connections) > self.config.app.limits.connections:
+        if len(self.connections) > self.limits.connections:
             transport.abort()
 
     def on_response_complete(self) -> None:
