@@ -17,11 +17,14 @@ from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
 
 from llm_course.chat import PLAIN_TEMPLATE
+from llm_course.checkpoint import load_model
 from llm_course.corpus import Tales
 from llm_course.formats import load_tokenizer
+from llm_course.mistakes import first_error
 from llm_course.openai import Served, make_app
 from llm_course.page import PAGE_FILES, add_page
-from llm_course.scheduler import Finished
+from llm_course.sampling import generate
+from llm_course.scheduler import Engine, Finished
 from llm_course.writing import GeneratedToken
 
 TOKENIZER = load_tokenizer(files("llm_course") / "bundled")
@@ -74,10 +77,10 @@ class Script:
 class StandIn:
     "The server, without a model: its engine writes what a test wants, and it refuses on order."
 
-    def __init__(self):
+    def __init__(self, training_stories=(STORY,)):
         self.reset()
         self.app = make_app(self)
-        add_page(self.app, self, lambda: {STORY})
+        add_page(self.app, self, lambda: set(training_stories))
         self.app.middleware("http")(self.guard)
 
     def reset(self, **changes):
@@ -371,6 +374,7 @@ def test_troubles_are_told_in_words(visit, server):
     page("Write").click()
     expect(page.trouble).to_have_text("Too many texts are waiting: try again in 3 s.")
     assert page.text() == STORY  # what stood there is still there
+    expect(page.verdict).to_have_text("Verdict: valid, copied.")
     page("Try again").click()
     expect(page.trouble).to_have_text("The server is about to stop.")
     page("Try again").click()
@@ -407,7 +411,7 @@ def test_a_conversation(visit, server):
     assert said == "user: Hello\nassistant:  Hi.\nuser: Again\nassistant:"
     assert page.page.locator("#turns p").all_text_contents() == ["Hello", " Hi."]
     expect(page.page.locator("#asked")).to_have_text("Again")
-    page.shot("conversation")
+    check_looks(page, "conversation")
     page("New chat").click()
     assert page.text() == "" and page.page.locator("#turns p").count() == 0
 
@@ -511,3 +515,26 @@ def test_the_cursor_blinks_only_where_motion_is_welcome(visit, server, motion):
         "() => getComputedStyle(document.getElementById('text'), '::after').animationName"
     )
     assert moves == {"reduce": "none", "no-preference": "blink"}[motion]
+
+
+def test_the_bundled_model_writes_what_it_writes_without_a_page(visit, server):
+    model, tokenizer = load_model()
+    engine = Engine(model, n_rows=1)
+    engine.start()
+    server.reset(model=model, tokenizer=tokenizer, engine=engine)
+    page = visit()
+    page.page.fill("#temperature", "0")
+    page.write("One")
+    page.wait()
+    start = [END, *tokenizer.encode_ordinary("One")]
+    ids = list(generate(model, start, 200, temperature=0, stop_ids=[END]))
+    assert page.text() == tokenizer.decode(start[1:] + ids)
+    error = first_error(page.text())
+    expect(page.verdict).to_have_text(f"Verdict: {f'not valid: {error}' if error else 'valid, new'}.")
+    page.tokens.nth(3).click()
+    page.others.nth(1).click()
+    page.wait()
+    other = page.tokens.nth(3).text_content()
+    begun = tokenizer.decode(start[1:] + ids[:3]) + other
+    assert page.text().startswith(begun) and not tokenizer.decode(ids).startswith(begun[3:])
+    engine.stop(10)

@@ -1,6 +1,8 @@
 """OpenAI's API: every field of its clients is decided about, and each text is what it would be alone."""
 
+import asyncio
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -17,10 +19,11 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_content_part_param import File
 from pydantic import ValidationError
 
-from llm_course import load_model
+from llm_course import generate_text, load_model
+from llm_course.engine import SamplingParams
 from llm_course.guard import Limits
 from llm_course.openai import Served, make_app
-from llm_course.scheduler import Engine
+from llm_course.scheduler import Engine, Finished
 from llm_course.schema import (
     ASKS_NOTHING,
     REFUSED,
@@ -32,6 +35,7 @@ from llm_course.schema import (
     TextPart,
     refusal,
 )
+from llm_course.writing import GeneratedToken, generate_tokens, prompt_ids
 
 MARK = "Zyx7"  # stands in what is refused, and never in the refusal
 
@@ -406,7 +410,7 @@ def test_a_stream_of_a_text_is_the_whole(client, asked):
         assert (one["text"], one["end"]) == (choice.text, choice.finish_reason)
         for name, column in choice.logprobs.model_dump().items():
             assert [x for part in one["logprobs"] for x in getattr(part, name)] == column
-        columns = [column for column in choice.logprobs.model_dump().values()]
+        columns = choice.logprobs.model_dump().values()
         assert len({len(column) for column in columns}) == 1
 
 

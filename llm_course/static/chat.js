@@ -214,7 +214,7 @@ async function write(next) {
 
 // Nothing came: the text is again what it was before.
 function takeBack(next) {
-  show(past.pop());
+  showAgain(past.pop());
   const said = next.messages?.at(-1).content;
   if (said && $("prompt").value === "") $("prompt").value = said;
 }
@@ -342,6 +342,13 @@ function show(next) {
   drawButtons();
 }
 
+function showAgain(before) {
+  show(before);
+  if (!before) return;
+  tell(ending());
+  judge(before);
+}
+
 function drawTurns() {
   $("before").hidden = turns.length === 0;
   const said = turns.map(({ role, content }) => {
@@ -362,7 +369,7 @@ function look(i) {
   $("loose").hidden = held < 0;
   if (!token) return;
   const place = `Token ${i + 1} of ${draft.tokens.length}`;
-  $("looked").textContent = `${place}: ${visible(token.name)} with ${chance(token.logProb)}.`;
+  $("looked").textContent = `${place}: “${visible(token.name)}” with ${chance(token.logProb)}.`;
   if (held === i) $("looked").textContent += " Choose one to go on from it:";
   const stands = token.others.some((other) => other.id === token.id) ? [] : [token];
   $("others").append(...[...token.others, ...stands].map((other) => drawOther(i, other)));
@@ -402,7 +409,8 @@ function choose(i, other) {
   if (other.id === null) return;
   const before = draft.tokens.slice(0, i);
   const { others } = draft.tokens[i];
-  const text = other.text ?? (/^(⟨\w\w⟩)+$/.test(other.name) ? "" : other.name); // half a letter
+  const isPart = /^(⟨\w\w⟩)+$/.test(other.name); // of a character: its last token has the text
+  const text = isPart ? "" : (other.text ?? other.name);
   const isEnd = about.end_ids.includes(other.id);
   const tokens = isEnd ? before : [...before, { ...other, text, others }];
   const next = { ...draft, tokens };
@@ -496,11 +504,7 @@ function undo() {
   if (past.length === 0) return;
   stop();
   writing = null;
-  show(past.pop());
-  if (draft) {
-    tell(ending());
-    judge(draft);
-  }
+  showAgain(past.pop());
 }
 
 function clear() {
@@ -536,7 +540,7 @@ async function start() {
   const label = about.is_story ? "How the story begins (or nothing)" : "Text to continue";
   $("prompt-label").textContent = about.is_chat ? "What you say" : label;
   $("clear").hidden = !about.is_chat;
-  $("on").hidden = false;
+  if (about.is_chat) $("now").after($("ask")); // a conversation grows downward
 }
 
 $("ask").onsubmit = (event) => {
