@@ -55,7 +55,7 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
     "HTTPException 403, 401 or 415: by Host, by key, by the kind of body."
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    name, colon, port = host.rpartition(":")
+    name, _, port = host.rpartition(":")
     if hosts and host not in hosts and not (name in hosts and port.isdecimal()):
         raise HTTPException(403, "The header Host holds another name than this server's.")
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -103,14 +103,14 @@ def _check_json(body: bytes) -> None:
         raise HTTPException(400, f"The body is no strict JSON, which needs {needs}.") from None
 
 # %% ../nbs/15b_guard.ipynb #15b-guard
-_LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "written_tokens", "error")
+_LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "completion_tokens", "error")
 
 
 @dataclass
 class Guard:
     """ASGI middleware around a FastAPI app: limits, key and names, `/health`, `/metrics`, a log.
-    An app that writes says so in `request.state.texts`, an object that counts the tokens `n_read`
-    and `n_written`, and has `first_token_at`, of `perf_counter`, or None."""
+    An app that writes says so in `request.state.texts`, an object whose `usage()` has the numbers
+    `prompt_tokens` and `completion_tokens`, and `first_token_at` the time, or None."""
 
     app: FastAPI
     limits: Limits
@@ -118,7 +118,7 @@ class Guard:
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")  # it answers to; empty: to any
     open_paths: tuple[str, ...] = ("/health",)  # served without a key
     counts: Callable[[], dict] = dict  # of the engine at this moment
-    is_stopping: bool = False    # /health says so, and nothing new is begun
+    is_stopping: bool = False    # what /health tells
 
     def __post_init__(self):
         self.registry = CollectorRegistry()
@@ -144,8 +144,6 @@ class Guard:
     async def _pass(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Check a request, and hand it on with its whole body."
         _check_head(scope, self.key, self.hosts, self.open_paths)
-        if self.is_stopping and scope["method"] == "POST":
-            raise HTTPException(503, "The server is about to end: ask another one.")
         body = await _read_body(receive, self.limits)
         if scope["method"] == "POST":
             _check_json(body)
@@ -161,7 +159,7 @@ class Guard:
         state["seconds"] = round(time.perf_counter() - start, 4)
         texts = state.get("texts")
         if texts is not None:
-            state |= {"prompt_tokens": texts.n_read, "written_tokens": texts.n_written}
+            state |= texts.usage()
             self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}

@@ -262,10 +262,10 @@ class _Answer:
         "The answer for one that reads along: server-sent events."
         options = self.body.stream_options
         usage: dict = {"usage": None} if options and options.include_usage else {}
+        for text in self.texts if self.is_chat else []:
+            first = self._choice(_Piece(text.index), "delta", role="assistant")
+            yield _event(self._body(".chunk", [first], **usage))
         try:
-            if self.is_chat:
-                empty = [self._choice(_Piece(t.index), "delta", role="assistant") for t in self.texts]
-                yield _event(self._body(".chunk", empty, **usage))
             async for piece in self.pieces():
                 yield _event(self._body(".chunk", [self._choice(piece, "delta")], **usage))
             if usage:
@@ -274,12 +274,15 @@ class _Answer:
         except ApiError as error:
             yield _event(error.body)
 
+    @property
+    def n_written(self) -> int:
+        return sum(text.n_written for text in self.texts)
+
     def usage(self) -> dict:
-        "How many tokens are read and written."
-        n_written = sum(text.n_written for text in self.texts)
+        "How many tokens were read, found in the cache, and written."
         n_cached = sum(text.n_cached for text in self.texts[:: self.n])  # of each prompt once
-        usage = {"prompt_tokens": self.n_read, "completion_tokens": n_written}
-        usage["total_tokens"] = self.n_read + n_written
+        usage = {"prompt_tokens": self.n_read, "completion_tokens": self.n_written}
+        usage["total_tokens"] = self.n_read + self.n_written
         return usage | {"prompt_tokens_details": {"cached_tokens": n_cached}}
 
     def _choice(self, piece: _Piece, name: str, **who: str) -> dict:
