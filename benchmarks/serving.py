@@ -202,7 +202,8 @@ def our_server(folder: Path, bench: Bench, n_rows: int) -> Iterator[Server]:
     "llm_serve as a process."
     words = [sys.executable, "-m", "llm_course.cli", "serve", folder, "--port", 0]
     words += ["--name", "bench", "--rows", n_rows]
-    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True)
+    said = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(list(map(str, words)), **said)
     assert process.stdout is not None
     try:
         found = None

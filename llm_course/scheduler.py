@@ -228,7 +228,8 @@ class Engine:
 
     def _pass(self, requests: list[Request]) -> None:
         "One pass over these, the oldest first: those for which there is room."
-        ready = [r for r in requests if r in self.running and self._make_room(r)]
+        here = (r for r in requests if r in self.running and not r.is_cancelled)
+        ready = [request for request in here if self._make_room(request)]
         if ready:
             self._isolated(self._read, ready)
 
