@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_savable', 'disk_errors', 'new_checkpoint', 'write_model', 'save_checkpoint', 'load_checkpoint', 'bundled_model',
-           'find_model', 'load_model']
+           'is_trained_on', 'find_model', 'load_model']
 
 # %% ../nbs/07b_checkpoint.ipynb #be15398e
 from collections.abc import Iterator
@@ -232,7 +232,10 @@ def bundled_model() -> Path:  # a checkpoint
     return Path(str(files("llm_course"))) / "bundled"
 
 
-def _is_of(run: Path, corpus: str) -> bool:
+def is_trained_on(
+    run: str | Path,  # or a checkpoint, or any other folder
+    corpus: str,  # as in corpus.source; "tales": "tales:N" too
+) -> bool:
     "Whether a run's config says that it was trained on a corpus."
     try:
         source = read_config(run)["corpus"]["source"]
@@ -247,7 +250,7 @@ def find_model(
     "Find the model to look at: the newest run of a corpus under data/runs, else the bundled one."
     latest = (project_root() / "data" / "runs").glob("*/latest")
     for path in sorted(latest, key=lambda path: path.stat().st_mtime, reverse=True):
-        if corpus is None or _is_of(path.parent, corpus):
+        if corpus is None or is_trained_on(path.parent, corpus):
             return path.parent
     return bundled_model()
 

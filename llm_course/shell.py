@@ -40,15 +40,18 @@ class _Parser(argparse.ArgumentParser):
 def base_parser(
     name: str,  # of the command
     description: str | None,  # what it does
+    has_settings: bool = True,  # False: --debug alone
 ) -> argparse.ArgumentParser:
-    "Argument parser with what all commands take: --config, --debug and settings."
+    "Argument parser with what all commands take: --debug, and, of a run, --config and settings."
     parser = _Parser(prog=name, description=description, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show where a mistake came up")
+    if not has_settings:
+        return parser
     parser.add_argument(
         "--config",
         metavar="FILE",
         help="a YAML file, such as configs/train_small.yaml; default: configs/base.yaml's values",
     )
-    parser.add_argument("--debug", action="store_true", help="show where a mistake came up")
     parser.add_argument(
         "settings",
         nargs="*",
