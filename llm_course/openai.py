@@ -17,7 +17,6 @@ from time import perf_counter, time
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -54,20 +53,18 @@ class Served:
 def _read_prompt(served: Served, prompt: str | list) -> tuple[list[int], list[int]]:
     "The ids in front of a prompt, and its own. ApiError for one that the model cannot read."
     tokenizer = served.tokenizer
-    marks = tokenizer.marks
     kind = type(prompt[0]) if prompt else str
     field = "messages" if kind is dict else "prompt"
     try:
         ids = prompt if kind is int else text_ids(tokenizer, prompt)
     except ValueError:
         refuse(field, "the tokenizer, or its chat template, cannot write it down")
-    n_rows = served.model.config.vocab_size
-    if any(i >= n_rows or not tokenizer.has_id(i) for i in ids):
-        refuse(field, "it holds a token that the model does not know")
-    if kind is int and not {*tokenizer.special_ids.values(), *marks.end_ids}.isdisjoint(ids):
-        refuse(field, "it holds the id of a special token")
-    begin = {dict: (), str: marks.begin_ids, int: marks.begin_ids}[kind]
-    return list(begin or marks.start_ids[len(ids) :]), ids
+    size = served.model.config.vocab_size
+    special = {*tokenizer.special_ids.values(), *tokenizer.marks.end_ids} if kind is int else ()
+    if any(i >= size or i in special or not tokenizer.has_id(i) for i in ids):
+        refuse(field, "it holds a token that the model does not know, or a special one")
+    begin = () if kind is dict else tokenizer.marks.begin_ids
+    return list(begin or tokenizer.marks.start_ids[len(ids) :]), ids
 
 # %% ../nbs/15a_openai.ipynb #15a-text
 class _Piece(NamedTuple):
@@ -91,9 +88,9 @@ class _Text:
         self.decoder = StreamDecoder(served.tokenizer, [] if body.echo else self.ids)
         self.stops = StopStrings(body.stop or ())
         self.waiting: list = []  # (token, where it begins) of what is not shown yet
-        self.n_decoded = 0  # characters
+        self.n_decoded = 0       # characters
         self.n_shown = 0
-        self.n_written = 0  # tokens
+        self.n_written = 0       # tokens
         self.n_cached = 0
 
     def take(self, item: Any) -> _Piece:
@@ -138,9 +135,8 @@ def _token(served: Served, i: int) -> dict:
     if "\ufffd" in text and served.tokenizer.has_id(i):
         data = served.tokenizer.decode_bytes([i])  # some of the bytes of a character
     byte = served.tokenizer.byte_of(i)
-    if byte is not None:
-        data = bytes([byte])
-    return {"token": text, "id": i, "bytes": None if data == "\ufffd".encode() else list(data)}
+    known = None if data == "\ufffd".encode() else list(data)
+    return {"token": text, "id": i, "bytes": known if byte is None else [byte]}
 
 
 def _chat_logprobs(served: Served, tokens: tuple) -> dict:
@@ -152,17 +148,19 @@ def _chat_logprobs(served: Served, tokens: tuple) -> dict:
     return {"content": content, "refusal": None}
 
 
+_COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "text_offset", "token_ids", "top_ids")
+
+
 def _completion_logprobs(served: Served, tokens: tuple) -> dict:
     "Log-probabilities as /v1/completions shows them; the ids are ours."
-    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset", "token_ids", "top_ids")
-    columns: dict[str, list] = {name: [] for name in names}
+    rows = []
     for one, begin in tokens:
-        best = [(_token(served, i)["token"], i, p) for i, p in (*one.top_logprobs, one[:2])]
-        log_probs = {name: log_prob for name, _, log_prob in best}
-        row = (best[-1][0], one.log_prob, log_probs, begin, one.id, {name: i for name, i, _ in best})
-        for column, value in zip(columns.values(), row):
-            column.append(value)
-    return columns
+        best = [*one.top_logprobs, one[:2]]
+        names = [_token(served, i)["token"] for i, _ in best]
+        ids, log_probs = zip(*best)
+        top = (dict(zip(names, log_probs)), dict(zip(names, ids)))
+        rows.append((names[-1], one.log_prob, top[0], begin, one.id, top[1]))
+    return {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}
 
 # %% ../nbs/15a_openai.ipynb #15a-answer
 class _Answer:
@@ -178,14 +176,14 @@ class _Answer:
         self.inbox: deque[tuple[int, Any]] = deque()  # what the engine's thread delivers
         self.requests: list = []                      # of the engine, one for each text
         self.first_token_at: float | None = None      # of `perf_counter`
-        prompts = [_read_prompt(served, prompt) for prompt in body.prompts()]
+        asked, n_tokens, self.n_top = body.asked()
+        if self.n * len(asked) > limits.n_texts:
+            refuse("n", "these are more texts than one request may ask for")
+        prompts = [_read_prompt(served, prompt) for prompt in asked]
         lengths = [len(begin + ids) for begin, ids in prompts]
-        n_texts = self.n * len(prompts)
         room = min(served.model.config.max_seq_len - max(lengths), limits.max_tokens)
         self.n_read = sum(lengths)
-        self.max_tokens = max(1, room) if body.n_tokens is None else body.n_tokens
-        if n_texts > limits.n_texts:
-            refuse("n", "these are more texts than one request may ask for")
+        self.max_tokens = max(1, room) if n_tokens is None else n_tokens
         if self.max_tokens > room or max(lengths) > limits.prompt_tokens:
             message = "The prompt, max_tokens, or both together are more than can be had here."
             raise ApiError(400, message, param="max_tokens", code="context_length_exceeded")
@@ -193,6 +191,7 @@ class _Answer:
         if max(settings["logit_bias"], default=0) >= served.model.config.vocab_size:
             refuse("logit_bias", "it holds an id that the model does not know")
         self.params = SamplingParams(**settings)
+        n_texts = self.n * len(prompts)
         self.texts = [_Text(i, prompts[i // self.n], served, body) for i in range(n_texts)]
         self.about = {"id": f"{'chat' * self.is_chat}cmpl-{token_hex(12)}", "created": int(time())}
         self.about |= {"model": served.name, "system_fingerprint": served.fingerprint}
@@ -200,19 +199,16 @@ class _Answer:
     def submit(self) -> None:
         "Join the engine's queue with all texts, or with none."
         self.loop = asyncio.get_running_loop()
-        n_top = self.body.n_logprobs
         for text in self.texts:
-            ids = text.begin + text.ids
-            deliver = partial(self._deliver, text.index)
-            if self.body.echo and n_top is None:
-                deliver([GeneratedToken(i, None, []) for i in ids])
-            wants = (n_top, bool(self.body.echo) and n_top is not None, deliver)
             seed = None if self.body.seed is None else self.body.seed + text.index % self.n
+            deliver = partial(self._deliver, text.index)
+            asked = (text.begin + text.ids, self.max_tokens, self.params, seed, self.n_top)
             try:
-                request = self.served.engine.submit(ids, self.max_tokens, self.params, seed, *wants)
+                request = self.served.engine.submit(*asked, bool(self.body.echo), deliver)
             except QueueFull:
                 self.cancel()
-                raise ApiError(429, "Too many texts wait: try again later.", "rate_limit_error") from None
+                message = "Too many texts wait: try again later."
+                raise ApiError(429, message, "rate_limit_error") from None
             self.requests.append(request)
 
     def _deliver(self, index: int, item: Any) -> None:
@@ -279,19 +275,16 @@ class _Answer:
         return sum(text.n_written for text in self.texts)
 
     def usage(self) -> dict:
-        "How many tokens were read, found in the cache, and written."
         n_cached = sum(text.n_cached for text in self.texts[:: self.n])  # of each prompt once
         usage = {"prompt_tokens": self.n_read, "completion_tokens": self.n_written}
         usage["total_tokens"] = self.n_read + self.n_written
         return usage | {"prompt_tokens_details": {"cached_tokens": n_cached}}
 
     def _choice(self, piece: _Piece, name: str, **who: str) -> dict:
-        choice: dict = {"index": piece.index, "logprobs": None, "finish_reason": piece.end}
-        if self.body.n_logprobs is not None:
-            form = _chat_logprobs if self.is_chat else _completion_logprobs
-            choice["logprobs"] = form(self.served, piece.tokens)
+        form = _chat_logprobs if self.is_chat else _completion_logprobs
+        logprobs = None if self.n_top is None else form(self.served, piece.tokens)
         said = {name: who | {"content": piece.text}} if self.is_chat else {"text": piece.text}
-        return choice | said
+        return {"index": piece.index, "logprobs": logprobs, "finish_reason": piece.end} | said
 
     def _body(self, chunk: str, choices: list[dict], **more: Any) -> dict:
         kind = f"chat.completion{chunk}" if self.is_chat else "text_completion"
@@ -314,8 +307,8 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        own = error if isinstance(error, ApiError) else ApiError(error.status_code, f"{error.detail}.")
-        return JSONResponse(own.body, error.status_code, error.headers)
+        plain = ApiError(error.status_code, f"{error.detail}.").body
+        return JSONResponse(getattr(error, "body", plain), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -328,14 +321,14 @@ def make_app(
         return served.current
 
     async def answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
-        texts = await run_in_threadpool(_Answer, named(body.model), body, limits)
+        texts = await asyncio.to_thread(_Answer, named(body.model), body, limits)
         request.state.texts = texts
         texts.submit()
         request.state.watch = asyncio.create_task(texts.watch(request, limits.request_seconds))
-        if body.stream:
-            headers = {"Cache-Control": "no-cache"}
-            return StreamingResponse(texts.events(), 200, headers, "text/event-stream")
-        return JSONResponse(await texts.whole())
+        if not body.stream:
+            return JSONResponse(await texts.whole())
+        headers = {"Cache-Control": "no-cache"}
+        return StreamingResponse(texts.events(), 200, headers, "text/event-stream")
 
     @app.get("/v1/models")
     async def models() -> dict:

@@ -471,7 +471,8 @@ def request(body, path="/v1/completions", head=b"", version=b"1.1"):
     return start + kind + head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
-CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: "
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED += b"Content-Type: application/json\r\nTransfer-Encoding: "
 NONSENSE = {
     "no HTTP": CANARY.encode() + b"\r\n\r\n",
     "TLS": bytes.fromhex("16030100c5010000c1030300"),
@@ -493,7 +494,8 @@ NONSENSE = {
     "HTTP/1.0": request(b"[]", version=b"1.0"),
     "HTTP/1.0 without a host": b"GET /health HTTP/1.0\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "a web socket": b"GET /v1/completions HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "a web socket": b"GET /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
 }
 
 
