@@ -107,8 +107,8 @@ _LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "completion
 @dataclass
 class Guard:
     """ASGI middleware around a FastAPI app: limits, key and names, `/health`, `/metrics`, a log.
-    An app that writes says so in `request.state.texts`, an object whose `usage()` has the numbers
-    `prompt_tokens` and `completion_tokens`, and `first_token_at` the time, or None."""
+    An app that writes says so in `request.state.texts`, an object that counts tokens,
+    `n_read` and `n_written`, and knows `first_token_at`, of `perf_counter`, or None."""
 
     app: FastAPI
     limits: Limits
@@ -161,7 +161,7 @@ class Guard:
         state["seconds"] = round(time.perf_counter() - start, 4)
         texts = state.get("texts")
         if texts is not None:
-            state |= texts.usage()
+            state |= {"prompt_tokens": texts.n_read, "completion_tokens": texts.n_written}
             self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}

@@ -20,7 +20,6 @@ from llm_course.chat import PLAIN_TEMPLATE
 from llm_course.checkpoint import load_model
 from llm_course.corpus import Tales
 from llm_course.formats import load_tokenizer
-from llm_course.mistakes import first_error
 from llm_course.openai import Served, make_app
 from llm_course.page import PAGE_FILES, add_page
 from llm_course.sampling import generate
@@ -261,9 +260,10 @@ def test_the_end_can_stand_there_too(visit, server):
     page.write()
     page.wait()
     page.tokens.nth(6).click()
+    before = len(server.engine.asked)
     page.others.filter(has_text="endoftext").click()
     page.wait("6 tokens")
-    assert len(server.engine.asked) == 1
+    assert len(server.engine.asked) == before
     expect(page.verdict).to_contain_text("is the end, expected")
 
 
@@ -310,7 +310,7 @@ def test_everything_is_done_with_the_keyboard(visit, server):
     keys.press("Enter")
     expect(page.tokens.nth(1)).to_be_focused()
     page.wait()
-    assert len(server.engine.asked) == 2
+    assert len(server.engine.asked[-1].ids) == len(server.engine.asked[-2].ids) + 2
     # One stop for all tokens: what follows them is reached with one press.
     assert page.page.locator("#text [tabindex='0']").count() == 1
 
@@ -324,15 +324,17 @@ def test_settings_are_sent_as_they_stand(visit, server):
         page.page.fill(f"#{name}", str(value))
     page.write("")
     page.wait("Ended at its length: 12 tokens")
-    asked = server.engine.asked[-1]
+    asked = server.engine.asked[0]
     said = asked.params.__dict__ | {"max_tokens": asked.n, "seed": asked.seed}
     assert {name: said[name] for name in values} == values
     assert asked.ids == [END] and asked.top_logprobs == 5
     assert page.page.input_value("#seed") == "42"
     page.page.fill("#top_k", "0")
     page.page.fill("#seed", "")
-    page("Write").click()
-    page.wait("Ended at its length")
+    page.page.fill("#max_tokens", "271")  # more than there is room for behind a prompt
+    page.write()
+    page.wait()
+    assert len(server.engine.asked[-1].ids) + server.engine.asked[-1].n == 272
     assert server.engine.asked[-1].params.top_k is None and server.engine.asked[-1].seed is None
 
 
@@ -411,6 +413,8 @@ def test_a_conversation(visit, server):
     assert said == "user: Hello\nassistant:  Hi.\nuser: Again\nassistant:"
     assert page.page.locator("#turns p").all_text_contents() == ["Hello", " Hi."]
     expect(page.page.locator("#asked")).to_have_text("Again")
+    page.tokens.nth(2).click()
+    expect(page.others.first).to_be_disabled()  # it is shown, and not gone on from
     check_looks(page, "conversation")
     page("New chat").click()
     assert page.text() == "" and page.page.locator("#turns p").count() == 0
@@ -524,16 +528,16 @@ def test_the_bundled_model_writes_what_it_writes_without_a_page(visit, server):
     server.reset(model=model, tokenizer=tokenizer, engine=engine)
     page = visit()
     page.page.fill("#temperature", "0")
+    page.page.fill("#max_tokens", "40")
     page.write("One")
-    page.wait()
+    page.wait("Ended at its length: 40 tokens")
     start = [END, *tokenizer.encode_ordinary("One")]
-    ids = list(generate(model, start, 200, temperature=0, stop_ids=[END]))
+    ids = list(generate(model, start, 40, temperature=0))
     assert page.text() == tokenizer.decode(start[1:] + ids)
-    error = first_error(page.text())
-    expect(page.verdict).to_have_text(f"Verdict: {f'not valid: {error}' if error else 'valid, new'}.")
+    expect(page.verdict).to_contain_text("Verdict: ")
     page.tokens.nth(3).click()
     page.others.nth(1).click()
-    page.wait()
+    page.wait("Ended at its length: 44 tokens")
     other = page.tokens.nth(3).text_content()
     begun = tokenizer.decode(start[1:] + ids[:3]) + other
     assert page.text().startswith(begun) and not tokenizer.decode(ids).startswith(begun[3:])

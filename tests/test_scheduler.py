@@ -13,7 +13,8 @@ from llm_course.engine import SamplingParams
 from llm_course.fast import optimize_for_decoding
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
-from llm_course.scheduler import CHUNK, Engine, Finished, QueueFull
+from llm_course.passes import CHUNK, Finished
+from llm_course.scheduler import Engine, QueueFull
 from llm_course.variants import Variant
 from llm_course.writing import generate_tokens
 
@@ -42,6 +43,7 @@ def tiny(dtype=torch.float32, **changes):
 def empty(engine, n_blocks):
     "The engine with a new pool."
     engine.pool = BlockPool(engine.model.make_cache(1, 1).k, n_blocks)
+    engine.passes.pool = engine.pool
     return engine
 
 

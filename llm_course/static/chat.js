@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 
 let about = null; // what the server says of its model
 let key = ""; // kept in this page alone
-let draft = null; // what is shown: {prompt | messages, tokens}
+let draft = null; // what is shown: {prompt | messages, promptIds, tokens, seed, ended}
 let past = []; // the drafts before it, for Undo
 let turns = []; // what was said before, in a chat
 let spans = []; // of the draft's tokens
@@ -31,10 +31,6 @@ function visible(text) {
 
 function textOf(tokens) {
   return tokens.map((token) => token.text).join("");
-}
-
-function plural(n, noun) {
-  return `${n} ${noun}${n === 1 ? "" : "s"}`;
 }
 
 function make(tag, className, text = "") {
@@ -122,7 +118,6 @@ function textTokens({ text, logprobs }) {
     return {
       name,
       text: letters.slice(begin, end).join(""),
-      place: places[i],
       id: logprobs.token_ids[i],
       logProb: logprobs.token_logprobs[i],
       others,
@@ -151,36 +146,38 @@ function settings() {
   return asked;
 }
 
-// Ask for what follows. The tokens that are there already are named by their ids, so that the
-// model reads what it wrote, and not what its text would be cut into.
-function begin({ prompt, promptIds, messages, tokens }, signal) {
+// The ids of a prompt: the API says them where it echoes the prompt, and here it writes nothing.
+async function idsOf(prompt, signal) {
+  if (prompt === "") return [];
+  const asked = { model: about.model, prompt, max_tokens: 0, echo: true, logprobs: 0 };
+  const { choices } = await askJson("v1/completions", asked, signal);
+  return choices[0].logprobs.token_ids;
+}
+
+// Ask for what follows. Tokens that are there already are named by their ids, so that the model
+// reads what it wrote, and not what its text would be cut into.
+async function begin(next, signal) {
   const asked = settings();
-  const ids = tokens.map((token) => token.id);
-  if (messages) {
-    const chat = { ...asked, messages, logprobs: true, top_logprobs: N_OTHERS };
-    if (ids.length) chat.answer_ids = ids;
+  if (next.messages) {
+    const chat = { ...asked, messages: next.messages, logprobs: true, top_logprobs: N_OTHERS };
     return ask("v1/chat/completions", chat, signal);
   }
-  const text = { ...asked, prompt, logprobs: N_OTHERS, echo: promptIds === null };
-  if (ids.length) {
-    text.prompt = [...promptIds, ...ids];
-    text.max_tokens = Math.min(asked.max_tokens, about.max_len - 1 - text.prompt.length);
-    if (text.max_tokens < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
-  }
+  next.promptIds ??= await idsOf(next.prompt, signal);
+  const ids = [...next.promptIds, ...next.tokens.map((token) => token.id)];
+  const room = about.max_len - 1 - ids.length;
+  if (room < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  const max_tokens = Math.min(asked.max_tokens, room);
+  const text = { ...asked, max_tokens, prompt: ids.length ? ids : "", logprobs: N_OTHERS };
   return ask("v1/completions", text, signal);
 }
 
 async function receive(next, signal) {
-  const asked = await begin(next, signal);
+  const answer = await begin(next, signal);
   const read = next.messages ? chatTokens : textTokens;
-  const echoed = next.promptIds === null ? [...next.prompt].length : 0; // characters of the prompt
   let ended = null;
-  for await (const { choices } of chunks(asked)) {
-    const tokens = read(choices[0]);
-    const prompt = tokens.filter((token) => token.place < echoed);
-    if (echoed) next.promptIds = [...(next.promptIds ?? []), ...prompt.map((token) => token.id)];
-    next.tokens.push(...tokens.slice(prompt.length));
-    if (next === draft) drawTokens(spans.length);
+  for await (const { choices } of chunks(answer)) {
+    next.tokens.push(...read(choices[0]));
+    if (next === draft) drawTokens();
     ended = choices[0].finish_reason ?? ended;
   }
   return ended;
@@ -236,7 +233,7 @@ function ending() {
   const { tokens, ended, seed } = draft;
   const words = { stop: "Ended by itself", length: "Ended at its length", stopped: "Stopped" };
   const nats = -tokens.reduce((sum, token) => sum + token.logProb, 0) / tokens.length;
-  const facts = [`${words[ended] ?? "Ended"}: ${plural(tokens.length, "token")}`];
+  const facts = [`${words[ended]}: ${tokens.length} token${tokens.length === 1 ? "" : "s"}`];
   if (tokens.length) facts.push(`perplexity ${Math.exp(nats).toFixed(2)}`);
   if (seed !== undefined) facts.push(`seed ${seed}`);
   return `${facts.join(", ")}.`;
@@ -299,28 +296,32 @@ function nameToken(token) {
   return `“${token.text}”, ${chance(token.logProb)}`;
 }
 
-function drawToken(i) {
-  const token = draft.tokens[i];
+function drawToken(token) {
   const p = Math.exp(token.logProb);
-  const span = spans[i] ?? document.createElement("span");
-  span.className = `p${LEVELS.findIndex((low) => p >= low)}`;
-  span.textContent = (token.text || "▫").replaceAll("\n", "⏎\n");
-  span.tabIndex = i === 0 ? 0 : -1;
+  const level = LEVELS.findIndex((low) => p >= low);
+  const span = make("span", `p${level}`, (token.text || "▫").replaceAll("\n", "⏎\n"));
+  span.tabIndex = spans.length === 0 ? 0 : -1;
   span.setAttribute("role", "button");
   span.ariaPressed = false;
   span.ariaLabel = nameToken(token);
-  if (!spans[i]) $("text").append(span);
-  spans[i] = span;
+  $("text").append(span);
+  spans.push(span);
 }
 
 // What is drawn stays, so the focus and the pointer keep their place while a text is written.
-function drawTokens(from) {
-  for (let i = Math.max(from, 0); i < draft.tokens.length; i += 1) drawToken(i);
+function drawTokens() {
+  for (const token of draft.tokens.slice(spans.length)) drawToken(token);
+}
+
+// An answer of a chat stands behind marks that only the chat template writes: it is not gone on
+// from another token.
+function canGoOn() {
+  return Boolean(draft?.tokens.length) && !draft.messages;
 }
 
 function drawButtons() {
   turnOff($("stop"), !writing);
-  turnOff($("on"), Boolean(writing) || !draft?.tokens.length);
+  turnOff($("on"), Boolean(writing) || !canGoOn());
   turnOff($("undo"), past.length === 0);
   $("text").classList.toggle("writing", Boolean(writing));
 }
@@ -336,7 +337,7 @@ function show(next) {
   $("verdict").textContent = "";
   $("spoken").textContent = "";
   tell("");
-  if (next) drawTokens(0);
+  if (next) drawTokens();
   drawTurns();
   look(-1);
   drawButtons();
@@ -370,7 +371,7 @@ function look(i) {
   if (!token) return;
   const place = `Token ${i + 1} of ${draft.tokens.length}`;
   $("looked").textContent = `${place}: “${visible(token.name)}” with ${chance(token.logProb)}.`;
-  if (held === i) $("looked").textContent += " Choose one to go on from it:";
+  if (held === i && canGoOn()) $("looked").textContent += " Choose one to go on from it:";
   const stands = token.others.some((other) => other.id === token.id) ? [] : [token];
   $("others").append(...[...token.others, ...stands].map((other) => drawOther(i, other)));
 }
@@ -387,7 +388,7 @@ function drawOther(i, other) {
   button.ariaLabel = `“${other.name}”, ${chance(other.logProb)}${here}`;
   button.ariaCurrent = isHere;
   button.onclick = () => choose(i, other);
-  turnOff(button, other.id === null);
+  turnOff(button, !canGoOn());
   row.append(button);
   return row;
 }
@@ -406,7 +407,7 @@ function letGo() {
 
 // Go on from another token: what stood before it stays, what followed is written anew.
 function choose(i, other) {
-  if (other.id === null) return;
+  if (!canGoOn()) return;
   const before = draft.tokens.slice(0, i);
   const { others } = draft.tokens[i];
   const isPart = /^(⟨\w\w⟩)+$/.test(other.name); // of a character: its last token has the text
@@ -480,14 +481,12 @@ function walkOthers(event) {
 
 // ---- What a person does ------------------------------------------------------------------------
 
-function submit() {
+async function submit() {
   const said = $("prompt").value;
-  if (!about) {
-    start();
-    return;
-  }
+  if (!about) await start(); // somebody is quick, or the server was not there
+  if (!about) return;
   if (!about.is_chat) {
-    write({ prompt: said, promptIds: said === "" ? [] : null, tokens: [] });
+    write({ prompt: said, promptIds: null, tokens: [] });
     return;
   }
   if (said.trim() === "") return;
@@ -497,7 +496,7 @@ function submit() {
     draft = null;
   }
   $("prompt").value = "";
-  write({ messages: [...turns, { role: "user", content: said }], promptIds: [], tokens: [] });
+  write({ messages: [...turns, { role: "user", content: said }], tokens: [] });
 }
 
 function undo() {
@@ -559,7 +558,7 @@ $("key-form").onsubmit = (event) => {
 };
 $("stop").onclick = stop;
 $("on").onclick = () => {
-  if (!writing && draft?.tokens.length) write({ ...draft, tokens: draft.tokens.slice() });
+  if (!writing && canGoOn()) write({ ...draft, tokens: draft.tokens.slice() });
 };
 $("undo").onclick = undo;
 $("clear").onclick = clear;
