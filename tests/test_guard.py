@@ -30,6 +30,7 @@ from llm_course.gpt import GPT
 from llm_course.guard import Guard, Limits, PatientProtocol
 from llm_course.model_config import GPTConfig
 from llm_course.openai import Served, make_app
+from llm_course.page import PAGE_FILES, add_page
 from llm_course.scheduler import Engine
 from llm_course.schema import ChatRequest, CompletionRequest
 
@@ -80,7 +81,9 @@ def make_house(limits=LIMITS, **settings):
     )
     model = GPT(shape).eval()
     engine = Engine(model, n_rows=8, max_waiting=settings.pop("max_waiting", 64))
-    app = make_app(SimpleNamespace(current=Served("tiny", model, tokenizer, engine, 0)), limits)
+    served = SimpleNamespace(current=Served("tiny", model, tokenizer, engine, 0, is_story=True))
+    app = make_app(served, limits)
+    add_page(app, served, frozenset)
     guard = Guard(app, limits, counts=lambda: engine.counts, **settings)
     return SimpleNamespace(app=app, engine=engine, guard=guard)
 
@@ -186,7 +189,7 @@ SCALARS += [
 ]
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", [*BODIES, "/verdict"])
 @pytest.mark.parametrize("name", BAD_JSON)
 def test_a_bad_body(house, path, name, capsys):
     check_refused(house.loop.post(path, BAD_JSON[name]))
@@ -227,15 +230,8 @@ def test_json_alone(house, kind):
 
 
 def test_other_paths_and_methods(house, capsys):
-    for path in (
-        "/",
-        f"/{CANARY}",
-        "/docs",
-        "/redoc",
-        f"/v1/models/{CANARY}",
-        "/v1/models/../x",
-        "/health/",
-    ):
+    paths = (f"/{CANARY}", f"/v1/models/{CANARY}", "/v1/models/../x", "/health/", "/docs", "/redoc")
+    for path in paths:
         answer = house.loop.send("GET", path)
         check_refused(answer)
         assert answer.status_code == 404
@@ -270,7 +266,7 @@ def test_host():
 
 
 def test_key(capsys):
-    loop = Loop(make_house(key="sésame", open_paths=("/health", "/page")).guard)
+    loop = Loop(make_house(key="sésame", open_paths=("/health", *PAGE_FILES)).guard)
     wrong = [
         "",
         "Bearer",
@@ -288,13 +284,13 @@ def test_key(capsys):
             ("GET", "/openapi.json"),
             ("POST", "/v1/completions"),
             ("GET", "/nowhere"),
-            ("GET", "//health"),
+            ("GET", "/health/"),
         ):
             answer = loop.send(method, path, headers=JSON | {"Authorization": given_key.encode()})
             check_refused(answer)
             assert answer.status_code == 401
-    assert loop.send("GET", "/page").status_code == 404
-    assert loop.send("GET", "/health").status_code == 200
+    for path in ("/health", *PAGE_FILES):
+        assert loop.send("GET", path).status_code == 200
     for given_key in ("Bearer sésame", "bearer  sésame"):
         assert (
             loop.send(
@@ -488,7 +484,7 @@ NONSENSE = {
     "a null": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\x00canary7f3a\r\n\r\n",
     "a huge header": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + CANARY.encode() * 20_000,
     "a huge path": b"GET /" + CANARY.encode() * 20_000,
-    "1,000 headers": b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+    "1,000 headers": b"GET /x HTTP/1.1\r\nHost: localhost\r\n"
     + b"X: canary7f3a\r\n" * 1_000
     + b"\r\n",
     "HTTP/1.0": request(b"[]", version=b"1.0"),
@@ -646,7 +642,8 @@ def test_no_request_opens_a_file(house):
         for body in bodies:
             house.loop.post("/v1/completions", body)
         house.loop.post("/v1/chat/completions", TALK)
-        for path in ("/health", "/metrics", "/v1/models", "/openapi.json"):
+        house.loop.post("/verdict", {"text": "One day, Mia"})
+        for path in (*PAGE_FILES, "/about", "/health", "/metrics", "/v1/models", "/openapi.json"):
             house.loop.send("GET", path)
 
     visit()  # what is imported at first use is there then
@@ -694,15 +691,11 @@ def check_answer(answer):
     if kind == "text/event-stream":
         assert answer.text.endswith("data: [DONE]\n\n")
     if kind == "application/json":
-        assert answer.json().get("object", "list") in (
-            "list",
-            "model",
-            "text_completion",
-            "chat.completion",
-        )
+        kinds = ("list", "model", "text_completion", "chat.completion")
+        assert answer.json().get("object") in kinds or "verdict" in answer.json()
 
 
-KINDS = [(path, mode) for path in BODIES for mode in GenerationMode]
+KINDS = [(path, mode) for path in (*BODIES, "/verdict") for mode in GenerationMode]
 KINDS.append(("/v1/models/{name}", GenerationMode.POSITIVE))
 
 
