@@ -94,8 +94,8 @@ class Request:
 
 # %% ../nbs/15h_passes.ipynb #15g-passes
 class Passes:
-    """Forward passes over the next ids of many requests. `fixed` ones have one shape, whoever is
-    there; then `reason` is None where a row's bits are always those that it has alone, else it says
+    """Forward passes over the next ids of many requests. `fixed` ones have all rows, whoever is
+    there, and leave out no slot that could change a bit; then `reason` is None where a row's bits are always those that it has alone, else it says
     why they are not."""
 
     def __init__(
@@ -109,9 +109,8 @@ class Passes:
         self.pool = pool
         self.fixed = fixed
         self.longest = model.config.max_seq_len
-        # slots with which each thread's scratch memory is aligned, and rows in fours
-        self.n_slots = self.longest + -(self.longest + 2 + pool.k.shape[-1]) % 8
         self.shapes = {1: n_rows + -n_rows % 4, CHUNK: CHUNK_ROWS}  # from new ids a row to rows
+        self.span = CHUNK  # a pass over one token a row looks at a multiple of so many
         self.reason = self._probe() if fixed else "Passes have the shape of who is there."
 
     def read(
@@ -126,13 +125,31 @@ class Passes:
         width = CHUNK if requests[0].is_reading else 1
         n_slots = BLOCK * max(map(len, tables))
         if self.fixed:
-            n_slots = self.n_slots
+            n_slots = self._slots(max(lengths) + 1 if width == 1 else self.longest)
             n_missing = self.shapes[width] - len(rows)
             rows += [[]] * n_missing
             tables += [[]] * n_missing
             lengths += [0] * n_missing
         cache = PagedCache(self.pool, tables, lengths, n_slots)
         return read_rows(self.model, rows, cache, n_logits, width)[: len(requests)]
+
+    def _slots(self, n_tokens: int) -> int:
+        "Slots that a fixed pass looks at. Each thread's scratch memory must be aligned with them."
+        far = min(self.longest, -(-n_tokens // self.span) * self.span)
+        return far + -(far + 2 + self.pool.k.shape[-1]) % 8
+
+    def _find_span(self, row: Request) -> int:
+        "Whether slots behind a text change no bit of it: then they need not be looked at."
+        for n_read in range(CHUNK - 1, self.longest - 1, CHUNK):
+            row.n_read = n_read
+            row.n_chunked = n_read
+            near = self.read([row])
+            self.span = self.longest
+            far = self.read([row])
+            self.span = CHUNK
+            if not bool((near == far).all()):
+                return self.longest
+        return CHUNK
 
     def _probe(self) -> str | None:
         "Whether a row among others has the bits that it has alone, over a cache of random numbers."
@@ -148,6 +165,7 @@ class Passes:
             row.n_chunked = row.n_read + (0 if width == 1 else width)
             among = self.read([row] * n_rows)
             agree = agree and bool((among == self.read([row])).all())
+        self.span = self._find_span(row)
         self.pool.k.zero_()
         self.pool.v.zero_()
         remedy = "torch.set_num_threads(1) may help, and fixed=False is no worse and faster."

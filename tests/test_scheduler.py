@@ -5,6 +5,7 @@ import threading
 from dataclasses import fields
 from functools import cache
 
+import pytest
 import torch
 
 from llm_course.blocks import BLOCK, BlockPool, n_blocks_for
