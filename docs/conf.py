@@ -2,6 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
+import sidebar
 from contents import Course
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -75,3 +76,4 @@ def setup(app):
     app.add_html_math_renderer("mathml", math(False), math(True))
     app.connect("viewcode-find-source", find_source)
     app.connect("html-page-context", lead_on)
+    sidebar.connect(app)

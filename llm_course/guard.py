@@ -10,7 +10,6 @@ import asyncio
 import json
 import sys
 import time
-from asyncio import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -39,11 +38,11 @@ class Limits:
     request_seconds: float = 300.0  # texts that take longer end there, with "length"
 
 # %% ../nbs/15b_guard.ipynb #15b-errors
-def _error(status: int, message: str, headers: dict | None = None) -> JSONResponse:
+def _error(status: int, message: str) -> JSONResponse:
     "An error in OpenAI's form."
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error}, status, headers)
+    return JSONResponse({"error": error}, status)
 
 
 async def _failed(request, error: Exception) -> JSONResponse:
@@ -55,7 +54,7 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
     "HTTPException 403, 401 or 415: by Host, by key, by the kind of body."
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    name, colon, port = host.rpartition(":")
+    name, _, port = host.rpartition(":")
     if hosts and host not in hosts and not (name in hosts and port.isdecimal()):
         raise HTTPException(403, "The header Host holds another name than this server's.")
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -70,15 +69,14 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
 async def _read_body(receive: Callable, limits: Limits) -> bytes:
     "A whole body, counted while it arrives. HTTPException 413 or 408: too long, too slow."
     body = bytearray()
-    more = True
+    message = {"more_body": True}
     try:
         async with asyncio.timeout(limits.body_seconds):
-            while more:
+            while message.get("more_body"):
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ConnectionError("The client went away.")
-                body += message["body"]
-                more = message.get("more_body", False)
+                body += message.get("body", b"")
                 if len(body) > limits.body_bytes:
                     raise HTTPException(413, f"The body has more than {limits.body_bytes:,} bytes.")
     except TimeoutError:
@@ -103,28 +101,28 @@ def _check_json(body: bytes) -> None:
         raise HTTPException(400, f"The body is no strict JSON, which needs {needs}.") from None
 
 # %% ../nbs/15b_guard.ipynb #15b-guard
-_LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "written_tokens", "error")
+_LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "completion_tokens", "error")
 
 
 @dataclass
 class Guard:
     """ASGI middleware around a FastAPI app: limits, key and names, `/health`, `/metrics`, a log.
-    An app that writes says so in `request.state.texts`, an object that counts the tokens `n_read`
-    and `n_written`, and has `first_token_at`, of `perf_counter`, or None."""
+    An app that writes says so in `request.state.texts`, an object that counts tokens,
+    `n_read` and `n_written`, and knows `first_token_at`, of `perf_counter`, or None."""
 
     app: FastAPI
     limits: Limits
     key: str = ""                # that clients must send; empty: none
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")  # it answers to; empty: to any
     open_paths: tuple[str, ...] = ("/health",)  # served without a key
-    counts: Callable[[], dict] = dict  # of the engine at this moment
-    is_stopping: bool = False    # /health says so, and nothing new is begun
+    counts: Callable[[], dict] = dict  # the engine's, as `Engine.counts`
+    is_stopping: bool = False    # what /health tells
 
     def __post_init__(self):
-        self.registry = CollectorRegistry()
-        place = {"registry": self.registry}
-        self.requests = Counter("llm_requests", "Requests by status.", ["status"], **place)
-        self.first_token = Histogram("llm_first_token_seconds", "Time to first token.", **place)
+        own = CollectorRegistry()
+        self.registry = own
+        self.requests = Counter("llm_requests", "Requests by status.", ["status"], registry=own)
+        self.first_token = Histogram("llm_first_token_seconds", "Time to it.", registry=own)
         self.app.add_exception_handler(Exception, _failed)
         self.app.add_api_route("/health", self.health)
         self.app.add_api_route("/metrics", self.metrics)
@@ -137,21 +135,23 @@ class Guard:
     async def metrics(self) -> PlainTextResponse:
         "What Prometheus fetches."
         now = CollectorRegistry()
-        for name, value in self.counts().items():
+        counts = dict(self.counts())
+        if counts:
+            counts["tokens_per_second"] = counts["tokens_written"] / (counts["seconds"] or 1)
+            counts["cache_use"] = 1 - counts["free_blocks"] / counts["n_blocks"]
+        for name, value in counts.items():
             Gauge(f"llm_{name}", "Counted by the engine.", registry=now).set(value)
         return PlainTextResponse(generate_latest(self.registry) + generate_latest(now))
 
-    async def _pass(self, scope: dict, receive: Callable, send: Callable) -> None:
+    async def _pass(self, scope, receive, send) -> None:
         "Check a request, and hand it on with its whole body."
         _check_head(scope, self.key, self.hosts, self.open_paths)
-        if self.is_stopping and scope["method"] == "POST":
-            raise HTTPException(503, "The server is about to end: ask another one.")
         body = await _read_body(receive, self.limits)
         if scope["method"] == "POST":
             _check_json(body)
         whole = [{"type": "http.request", "body": body}]
 
-        async def next_message() -> dict:
+        async def next_message():
             return whole.pop() if whole else await receive()
 
         await self.app(scope, next_message, send)
@@ -161,7 +161,7 @@ class Guard:
         state["seconds"] = round(time.perf_counter() - start, 4)
         texts = state.get("texts")
         if texts is not None:
-            state |= {"prompt_tokens": texts.n_read, "written_tokens": texts.n_written}
+            state |= {"prompt_tokens": texts.n_read, "completion_tokens": texts.n_written}
             self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}
@@ -177,7 +177,7 @@ class Guard:
         path = scope["path"] if is_ours else None
         state = {"time": clock, "id": uuid4().hex, "path": path, "status": 499}  # 499: unanswered
 
-        async def send_noted(message: dict) -> None:
+        async def send_noted(message) -> None:
             state["status"] = message.get("status", state["status"])
             await send(message)
 
@@ -195,18 +195,22 @@ class Guard:
 # %% ../nbs/15b_guard.ipynb #15b-protocol
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to its patience: `uvicorn.Config(guard, http=PatientProtocol)`.
-    It hangs up where headers are not whole, or nothing is read, for `head_seconds`, at one
-    connection too many, and at what is no HTTP."""
+    It hangs up the `transport` where headers are not whole, or nothing is read, for
+    `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why)."""
 
-    def _hang_up_later(self, is_over: Callable[[], bool]) -> TimerHandle:
+    def __init__(self, config, *state, **more):  # uvicorn's
+        super().__init__(config, *state, **more)
+        self.limits = config.app.limits
+
+    def _hang_up_later(self, is_over: Callable[[], bool]) -> asyncio.TimerHandle:
         "Hang up after `head_seconds`, unless the wait is over then."
-        wait = self.config.app.limits.head_seconds
+        wait = self.limits.head_seconds
         return self.loop.call_later(wait, lambda: is_over() or self.transport.abort())
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
         self._hang_up_later(lambda: self.cycle is not None)
-        if len(self.connections) > self.config.app.limits.connections:
+        if len(self.connections) > self.limits.connections:
             transport.abort()
 
     def on_response_complete(self) -> None:

@@ -7,6 +7,7 @@ __all__ = ['PAGE_FILES', 'TextToJudge', 'add_page']
 
 # %% ../nbs/15f_page.ipynb #15f-imports
 from collections.abc import Callable, Collection
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -54,9 +55,11 @@ class TextToJudge(BaseModel, extra="forbid", strict=True):
 def add_page(
     app: FastAPI,  # gets the routes
     served: Any,   # its `current` has a name, a model, a tokenizer and `is_story`
-    training_stories: Callable[[], Collection[str]],  # gives the stories that are not new
+    training_stories: Callable[[], Collection[str]],  # asked once: the stories that are not new
 ) -> None:
-    "Page routes: its files, what it must know of the model, and verdicts on stories."
+    """Page routes: its files, what it must know of the model, and verdicts on stories (ApiError 404
+    where the model writes none)."""
+    known = cache(training_stories)
     app.router.routes += [_file_route(path) for path in PAGE_FILES]
     app.router.routes.append(Route("/favicon.ico", Response(status_code=204)))  # there is none
 
@@ -72,4 +75,4 @@ def add_page(
     def verdict(asked: TextToJudge) -> dict:
         if not served.current.is_story:
             raise ApiError(404, "This model was not trained on Tales, so nobody can judge its texts.")
-        return _verdict(asked.text, training_stories())
+        return _verdict(asked.text, known())

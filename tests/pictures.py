@@ -1,5 +1,6 @@
-"""The README's pictures, taken anew: `python tests/pictures.py` writes docs/images/. Two widgets in
-JupyterLab in Chromium, moved as a reader would move them, and the road."""
+"""The pictures of the README and of lesson 15f, taken anew: `python tests/pictures.py` writes
+docs/images/. Two widgets in JupyterLab in Chromium and the chat page, moved as a reader would move
+them, and the road."""
 
 import tempfile
 import time
@@ -10,8 +11,12 @@ from conftest import browser
 from PIL import Image
 from playwright.sync_api import expect
 from test_browser import Lab, jupyter_lab, write_notebook
+from test_chat_page import StandIn, Visit, running
 
+from llm_course.checkpoint import load_model
 from llm_course.diagrams import draw_road
+from llm_course.scheduler import Engine
+from llm_course.sources import load_documents
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 WIDTH = 760  # of a picture, in pixels
@@ -75,13 +80,36 @@ def take(lab, name, move):
     widget = page.locator(".jp-OutputArea-output .widget-vbox").first
     widget.scroll_into_view_if_needed()
     move(widget)
-    path = IMAGES / f"{name}.png"
-    widget.screenshot(path=path)
+    widget.screenshot(path=IMAGES / f"{name}.png")
+    make_small(IMAGES / f"{name}.png")
+
+
+def make_small(path):
+    "Make a screenshot as wide as the others, with few colors."
     picture = Image.open(path).convert("RGB")
     height = round(picture.height * WIDTH / picture.width)
     picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
     picture.quantize(64).save(path, optimize=True)
     print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} KB")
+
+
+def take_chat(chromium):
+    "A picture of the chat page, with a story of the bundled model and one of its tokens held."
+    model, tokenizer = load_model()
+    engine = Engine(model)
+    engine.start()
+    server = StandIn(load_documents("tales:60000", "train"))
+    server.reset(model=model, tokenizer=tokenizer, engine=engine)
+    with running(server.app) as address:
+        sizes = {"viewport": {"width": 1100, "height": 590}, "device_scale_factor": 2}
+        visit = Visit(chromium.new_context(**sizes), address)
+        visit.page.fill("#temperature", "1")
+        visit.write("One day, Mia was playing in the garden")
+        expect(visit.verdict).to_contain_text("Verdict", timeout=60_000)
+        visit.tokens.filter(has_text="behind").first.click()
+        visit.page.screenshot(path=IMAGES / "chat.png")
+    make_small(IMAGES / "chat.png")
+    engine.stop(10)
 
 
 def main():
@@ -100,6 +128,7 @@ def main():
             take(lab, "playground", write)
             take(lab, "dashboard", train)
             lab.close()
+            take_chat(chromium)
 
 
 if __name__ == "__main__":

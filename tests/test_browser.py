@@ -16,6 +16,7 @@ import nbformat
 import pytest
 from conftest import SCREENSHOTS
 from playwright.sync_api import expect
+from road import with_solutions
 from test_notebooks import ENV, IN_BROWSER, ROOT, is_skipped
 
 SETTINGS = {
@@ -85,12 +86,12 @@ def write_notebook(path, cells):
 
 
 def copy_lessons(folder):
-    """The lessons in another folder, without outputs and without the cells that tests skip, beside
-    what they read."""
+    """The lessons in another folder, with their exercises solved, without outputs and without the
+    cells that tests skip, beside what they read."""
     shutil.copytree(ROOT / "configs", folder / "configs")
     shutil.copy(ROOT / "settings.ini", folder)
     for path in IN_BROWSER:
-        cells = nbformat.read(path, 4).cells
+        cells = with_solutions(nbformat.read(path, 4).cells)
         kept = [cell for cell in cells if cell.cell_type != "code" or not is_skipped(cell)]
         for cell in kept:
             if cell.cell_type == "code":

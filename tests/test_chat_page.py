@@ -17,11 +17,13 @@ from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
 
 from llm_course.chat import PLAIN_TEMPLATE
+from llm_course.checkpoint import load_model
 from llm_course.corpus import Tales
 from llm_course.formats import load_tokenizer
 from llm_course.openai import Served, make_app
 from llm_course.page import PAGE_FILES, add_page
-from llm_course.scheduler import Finished
+from llm_course.sampling import generate
+from llm_course.scheduler import Engine, Finished
 from llm_course.writing import GeneratedToken
 
 TOKENIZER = load_tokenizer(files("llm_course") / "bundled")
@@ -44,12 +46,13 @@ class Script:
         self.breaks_after = math.inf  # so many tokens
         self.left = False  # whether somebody went away in the middle
 
-    def submit(self, ids, max_new_tokens, params, deliver, prompt_logprobs, **options):
-        self.asked.append(SimpleNamespace(ids=ids, n=max_new_tokens, params=params, **options))
+    def submit(self, ids, n, params, seed, top_logprobs, prompt_logprobs, deliver):
+        asked = dict(ids=ids, n=n, params=params, seed=seed, top_logprobs=top_logprobs)
+        self.asked.append(SimpleNamespace(**asked))
         request = SimpleNamespace(is_open=True, cancel=lambda: setattr(request, "is_open", False))
         if prompt_logprobs:
             deliver([GeneratedToken(i, -1.0, []) for i in ids])
-        threading.Thread(target=self.write, args=(ids, max_new_tokens, deliver, request)).start()
+        threading.Thread(target=self.write, args=(ids, n, deliver, request)).start()
         return request
 
     def write(self, ids, n, deliver, request):
@@ -73,10 +76,10 @@ class Script:
 class StandIn:
     "The server, without a model: its engine writes what a test wants, and it refuses on order."
 
-    def __init__(self):
+    def __init__(self, training_stories=(STORY,)):
         self.reset()
         self.app = make_app(self)
-        add_page(self.app, self, lambda: {STORY})
+        add_page(self.app, self, lambda: set(training_stories))
         self.app.middleware("http")(self.guard)
 
     def reset(self, **changes):
@@ -257,9 +260,10 @@ def test_the_end_can_stand_there_too(visit, server):
     page.write()
     page.wait()
     page.tokens.nth(6).click()
+    before = len(server.engine.asked)
     page.others.filter(has_text="endoftext").click()
     page.wait("6 tokens")
-    assert len(server.engine.asked) == 1
+    assert len(server.engine.asked) == before
     expect(page.verdict).to_contain_text("is the end, expected")
 
 
@@ -306,7 +310,7 @@ def test_everything_is_done_with_the_keyboard(visit, server):
     keys.press("Enter")
     expect(page.tokens.nth(1)).to_be_focused()
     page.wait()
-    assert len(server.engine.asked) == 2
+    assert len(server.engine.asked[-1].ids) == len(server.engine.asked[-2].ids) + 2
     # One stop for all tokens: what follows them is reached with one press.
     assert page.page.locator("#text [tabindex='0']").count() == 1
 
@@ -320,15 +324,17 @@ def test_settings_are_sent_as_they_stand(visit, server):
         page.page.fill(f"#{name}", str(value))
     page.write("")
     page.wait("Ended at its length: 12 tokens")
-    asked = server.engine.asked[-1]
+    asked = server.engine.asked[0]
     said = asked.params.__dict__ | {"max_tokens": asked.n, "seed": asked.seed}
     assert {name: said[name] for name in values} == values
     assert asked.ids == [END] and asked.top_logprobs == 5
     assert page.page.input_value("#seed") == "42"
     page.page.fill("#top_k", "0")
     page.page.fill("#seed", "")
-    page("Write").click()
-    page.wait("Ended at its length")
+    page.page.fill("#max_tokens", "271")  # more than there is room for behind a prompt
+    page.write()
+    page.wait()
+    assert len(server.engine.asked[-1].ids) + server.engine.asked[-1].n == 272
     assert server.engine.asked[-1].params.top_k is None and server.engine.asked[-1].seed is None
 
 
@@ -337,7 +343,7 @@ def test_a_text_never_becomes_a_part_of_the_page(visit, server):
     page = visit()
     page.write(MARKUP)
     page.wait()
-    assert page.text().replace("⏎", "") == MARKUP * 2
+    assert re.sub("[⏎▫]", "", page.text()) == MARKUP * 2
     assert page.page.locator("#text script, #text img, #text b").count() == 0
     assert page.page.evaluate("() => window.hit") is None
     server.refusals = [(400, MARKUP, {})]
@@ -370,15 +376,18 @@ def test_troubles_are_told_in_words(visit, server):
     page("Write").click()
     expect(page.trouble).to_have_text("Too many texts are waiting: try again in 3 s.")
     assert page.text() == STORY  # what stood there is still there
+    expect(page.verdict).to_have_text("Verdict: valid, copied.")
     page("Try again").click()
     expect(page.trouble).to_have_text("The server is about to stop.")
     page("Try again").click()
     expect(page.trouble).to_have_text("The server answered with error 500.")
     server.engine.breaks_after = 3
+    server.engine.pause = 0.05
     page("Try again").click()
-    expect(page.trouble).to_have_text("The model could not go on with this text.")
+    expect(page.trouble).to_have_text("The model could not go on with a text.")
     expect(page.tokens).to_have_count(3)
     server.engine.breaks_after = math.inf
+    server.engine.pause = 0
     text = page.text()
     server.engine.texts[text] = STORY.removeprefix(text)
     page("Try again").click()
@@ -404,7 +413,9 @@ def test_a_conversation(visit, server):
     assert said == "user: Hello\nassistant:  Hi.\nuser: Again\nassistant:"
     assert page.page.locator("#turns p").all_text_contents() == ["Hello", " Hi."]
     expect(page.page.locator("#asked")).to_have_text("Again")
-    page.shot("conversation")
+    page.tokens.nth(2).click()
+    expect(page.others.first).to_be_disabled()  # it is shown, and not gone on from
+    check_looks(page, "conversation")
     page("New chat").click()
     assert page.text() == "" and page.page.locator("#turns p").count() == 0
 
@@ -508,3 +519,26 @@ def test_the_cursor_blinks_only_where_motion_is_welcome(visit, server, motion):
         "() => getComputedStyle(document.getElementById('text'), '::after').animationName"
     )
     assert moves == {"reduce": "none", "no-preference": "blink"}[motion]
+
+
+def test_the_bundled_model_writes_what_it_writes_without_a_page(visit, server):
+    model, tokenizer = load_model()
+    engine = Engine(model, n_rows=1)
+    engine.start()
+    server.reset(model=model, tokenizer=tokenizer, engine=engine)
+    page = visit()
+    page.page.fill("#temperature", "0")
+    page.page.fill("#max_tokens", "40")
+    page.write("One")
+    page.wait("Ended at its length: 40 tokens")
+    start = [END, *tokenizer.encode_ordinary("One")]
+    ids = list(generate(model, start, 40, temperature=0))
+    assert page.text() == tokenizer.decode(start[1:] + ids)
+    expect(page.verdict).to_contain_text("Verdict: ")
+    page.tokens.nth(3).click()
+    page.others.nth(1).click()
+    page.wait("Ended at its length: 44 tokens")
+    other = page.tokens.nth(3).text_content()
+    begun = tokenizer.decode(start[1:] + ids[:3]) + other
+    assert page.text().startswith(begun) and not tokenizer.decode(ids).startswith(begun[3:])
+    engine.stop(10)

@@ -18,6 +18,7 @@ import pytest
 from conftest import CHROMIUM
 from fold_cells import wrongly_folded
 from nbclient import NotebookClient
+from nbdev_runs import Runs
 from road import is_solution, with_solutions
 
 ROOT = Path(__file__).parent.parent
@@ -283,8 +284,9 @@ def solved_copy(path, folder):
     return copy
 
 
-# Several processes each; what they claim is held by test_planner.py and test_clinic.py, too.
-HELD_ELSEWHERE = ("13i_footprint", "13j_probes", "13n_capacity")
+# Minutes of work that other tests do, too: the first with its solutions in test_browser.py; of the
+# others, with several processes each, test_planner.py and test_clinic.py hold what they claim.
+HELD_ELSEWHERE = ("07_training", "13i_footprint", "13j_probes", "13n_capacity")
 
 
 def in_nbdev(path):
@@ -292,18 +294,42 @@ def in_nbdev(path):
     return pytest.param(path, id=name_of(path), marks=marks)
 
 
+@pytest.fixture(scope="module")
+def nbdev_runs():
+    runs = Runs(ENV)
+    yield runs
+    runs.close()
+
+
 @pytest.mark.parametrize("path", [in_nbdev(path) for path in NOTEBOOKS])
-def test_nbdev_test(path, tmp_path):
+def test_nbdev_test(path, nbdev_runs, tmp_path):
     root = ROOT
     if is_road(path):
         path = solved_copy(path, tmp_path)
         root = tmp_path
-    nbdev_test = Path(sys.executable).parent / "nbdev_test"
-    command = [nbdev_test, "--n_workers", "0", "--do_print", "--path", path]
-    run = subprocess.run(command, cwd=root, env=ENV, capture_output=True, text=True, timeout=300)
-    said = run.stdout + run.stderr
-    assert run.returncode == 0, said[-6000:]
+    code, said = nbdev_runs(root, path, tmp_path / "said.txt", 300)
+    assert code == 0, said[-6000:]
     assert "No files were eligible" not in said and "Success" in said, said[-2000:]
+
+
+@pytest.mark.parametrize(
+    "source, seconds, wanted, words",
+    [
+        ("1 / 0", 60, 1, "ZeroDivisionError"),
+        ("import os; os._exit(0)", 60, 0, ""),
+        ("while True: pass", 2, "none after 2 s", ""),
+        ("input()", 60, 1, "EOFError"),
+        ("print('well')", 60, 0, "Success"),
+    ],
+)
+def test_nbdev_test_sees_what_goes_wrong(nbdev_runs, tmp_path, source, seconds, wanted, words):
+    "An error, an exit in the midst of a cell, a cell that does not end; and then all is well again."
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    path = tmp_path / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+    code, said = nbdev_runs(tmp_path, path, tmp_path / "said.txt", seconds)
+    assert code == wanted and words in said, said
+    assert ("Success" in said) == (words == "Success")
 
 
 def is_skipped(cell):
@@ -333,11 +359,11 @@ def hidden_errors(notebook):
 
 
 def run_in_kernel(path, choose):
-    """A notebook, of which `choose` gives the cells from those that are not skipped, run in a kernel
-    as in Jupyter."""
+    """A notebook, of which `choose` gives the cells, run in a kernel as in Jupyter, without those that
+    tests skip."""
     notebook = nbformat.read(path, 4)
-    cells = notebook.cells
-    notebook.cells = choose([c for c in cells if c.cell_type != "code" or not is_skipped(c)])
+    cells = choose(notebook.cells)
+    notebook.cells = [c for c in cells if c.cell_type != "code" or not is_skipped(c)]
     notebook.metadata.pop("widgets", None)
     place = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
@@ -362,7 +388,7 @@ def in_kernel(path):
 def test_real_kernel(path, kernel_environment):
     if CHROMIUM is not None and path in IN_BROWSER:
         pytest.skip("tests/test_browser.py runs it in JupyterLab in Chromium")
-    run_in_kernel(path, list)
+    run_in_kernel(path, with_solutions if is_road(path) else list)
 
 
 def each_twice(cells):

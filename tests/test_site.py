@@ -258,13 +258,13 @@ WIDTH = "document.documentElement.scrollWidth"
 
 def test_every_page_in_the_browser(page, address):
     "Every page has its colors, and nothing has to be scrolled sideways."
-    for name, scheme in product(PAGES, ("light", "dark")):
-        page.emulate_media(color_scheme=scheme)
+    for name in PAGES:
         page.goto(f"{address}{name}.html")
-        ground = page.evaluate(GROUND)
-        assert max(ground) < 64 if scheme == "dark" else min(ground) > 192
-        for size, (width, height) in SIZES.items():
+        for scheme, (size, (width, height)) in product(("light", "dark"), SIZES.items()):
+            page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": height})
+            ground = page.evaluate(GROUND)
+            assert max(ground) < 64 if scheme == "dark" else min(ground) > 192
             assert page.evaluate(WIDTH) <= width, f"{name} does not fit on a {size}"
             if name in PICTURED:
                 picture = f"site-{name.replace('/', '-')}-{size}-{scheme}.png"

@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 
 let about = null; // what the server says of its model
 let key = ""; // kept in this page alone
-let draft = null; // what is shown: {prompt | messages, tokens}
+let draft = null; // what is shown: {prompt | messages, promptIds, tokens, seed, ended}
 let past = []; // the drafts before it, for Undo
 let turns = []; // what was said before, in a chat
 let spans = []; // of the draft's tokens
@@ -31,10 +31,6 @@ function visible(text) {
 
 function textOf(tokens) {
   return tokens.map((token) => token.text).join("");
-}
-
-function plural(n, noun) {
-  return `${n} ${noun}${n === 1 ? "" : "s"}`;
 }
 
 function make(tag, className, text = "") {
@@ -108,32 +104,36 @@ async function* chunks(answer) {
   throw new Refused("The connection broke off.");
 }
 
-// The tokens of a choice, from either form of `logprobs`, with what else could stand there.
-function tokensOf({ logprobs }) {
-  if (logprobs?.content) return logprobs.content.map(chatToken);
-  return (logprobs?.tokens ?? []).map((name, i) => {
+// The tokens of /v1/completions, with what else could stand there. Of several that are one
+// character the last has its text.
+function textTokens({ text, logprobs }) {
+  const letters = [...text]; // places count characters as Python does, not halves of them
+  const places = logprobs.text_offset;
+  return logprobs.tokens.map((name, i) => {
+    const [begin, end] = places.slice(i, i + 2).map((place) => place - places[0]);
     const ids = logprobs.top_ids[i];
     const others = Object.entries(logprobs.top_logprobs[i])
       .map(([other, logProb]) => ({ name: other, logProb, id: ids[other] }))
       .sort((a, b) => b.logProb - a.logProb);
-    return { name, logProb: logprobs.token_logprobs[i], id: logprobs.token_ids[i], others };
+    return {
+      name,
+      text: letters.slice(begin, end).join(""),
+      id: logprobs.token_ids[i],
+      logProb: logprobs.token_logprobs[i],
+      others,
+    };
   });
 }
 
-function chatToken({ token, logprob, id, top_logprobs }) {
-  return { name: token, logProb: logprob, id, others: (top_logprobs ?? []).map(chatToken) };
-}
-
-// The same tokens, each with its part of the text. Several that are one character: the last has it.
-function readChunk(chunk) {
-  const choice = chunk.choices[0];
-  const text = choice.text ?? choice.delta?.content ?? "";
-  const tokens = tokensOf(choice);
-  const isPlain = tokens.map((token) => token.name).join("") === text;
-  tokens.forEach((token, i) => {
-    token.text = isPlain ? token.name : i === tokens.length - 1 ? text : "";
-  });
-  return { tokens, reason: choice.finish_reason };
+// The same of /v1/chat/completions.
+function chatTokens({ logprobs }) {
+  const decoder = new TextDecoder();
+  const named = ({ token, logprob, id }) => ({ name: token, logProb: logprob, id });
+  return (logprobs?.content ?? []).map((said) => ({
+    ...named(said),
+    text: said.bytes ? decoder.decode(Uint8Array.from(said.bytes), { stream: true }) : said.token,
+    others: said.top_logprobs.map(named),
+  }));
 }
 
 // ---- Writing -----------------------------------------------------------------------------------
@@ -146,37 +146,39 @@ function settings() {
   return asked;
 }
 
-// Ask for what follows. The tokens that are there already are named by their ids, so that the
-// model reads what it wrote, and not what its text would be cut into.
-function begin({ prompt, promptIds, messages, tokens }, signal) {
+// The ids of a prompt: the API says them where it echoes the prompt, and here it writes nothing.
+async function idsOf(prompt, signal) {
+  if (prompt === "") return [];
+  const asked = { model: about.model, prompt, max_tokens: 0, echo: true, logprobs: 0 };
+  const { choices } = await askJson("v1/completions", asked, signal);
+  return choices[0].logprobs.token_ids;
+}
+
+// Ask for what follows. Tokens that are there already are named by their ids, so that the model
+// reads what it wrote, and not what its text would be cut into.
+async function begin(next, signal) {
   const asked = settings();
-  const ids = tokens.map((token) => token.id);
-  if (messages) {
-    const chat = { ...asked, messages, logprobs: true, top_logprobs: N_OTHERS };
-    if (ids.length) chat.answer_ids = ids;
+  if (next.messages) {
+    const chat = { ...asked, messages: next.messages, logprobs: true, top_logprobs: N_OTHERS };
     return ask("v1/chat/completions", chat, signal);
   }
-  const text = { ...asked, prompt, logprobs: N_OTHERS };
-  if (promptIds === null) return ask("v1/completions", { ...text, echo: true }, signal);
-  text.prompt = [...promptIds, ...ids];
-  text.max_tokens = Math.min(asked.max_tokens, about.max_len - 1 - text.prompt.length);
-  if (text.max_tokens < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  next.promptIds ??= await idsOf(next.prompt, signal);
+  const ids = [...next.promptIds, ...next.tokens.map((token) => token.id)];
+  const room = about.max_len - 1 - ids.length;
+  if (room < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  const max_tokens = Math.min(asked.max_tokens, room);
+  const text = { ...asked, max_tokens, prompt: ids.length ? ids : "", logprobs: N_OTHERS };
   return ask("v1/completions", text, signal);
 }
 
 async function receive(next, signal) {
-  const { tokens } = next;
-  next.seed = settings().seed;
+  const answer = await begin(next, signal);
+  const read = next.messages ? chatTokens : textTokens;
   let ended = null;
-  for await (const chunk of chunks(await begin(next, signal))) {
-    const piece = readChunk(chunk);
-    if (next.promptIds === null) {
-      next.promptIds = piece.tokens.map((token) => token.id); // the echo comes first, in one piece
-    } else {
-      tokens.push(...piece.tokens);
-      if (next === draft) drawTokens(spans.length);
-    }
-    ended = piece.reason ?? ended;
+  for await (const { choices } of chunks(answer)) {
+    next.tokens.push(...read(choices[0]));
+    if (next === draft) drawTokens();
+    ended = choices[0].finish_reason ?? ended;
   }
   return ended;
 }
@@ -194,6 +196,7 @@ async function write(next) {
   show(next);
   tell("Writing …");
   complain(null);
+  next.seed = settings().seed;
   try {
     next.ended = await receive(next, control.signal);
   } catch (error) {
@@ -208,7 +211,7 @@ async function write(next) {
 
 // Nothing came: the text is again what it was before.
 function takeBack(next) {
-  show(past.pop());
+  showAgain(past.pop());
   const said = next.messages?.at(-1).content;
   if (said && $("prompt").value === "") $("prompt").value = said;
 }
@@ -230,7 +233,7 @@ function ending() {
   const { tokens, ended, seed } = draft;
   const words = { stop: "Ended by itself", length: "Ended at its length", stopped: "Stopped" };
   const nats = -tokens.reduce((sum, token) => sum + token.logProb, 0) / tokens.length;
-  const facts = [`${words[ended] ?? "Ended"}: ${plural(tokens.length, "token")}`];
+  const facts = [`${words[ended]}: ${tokens.length} token${tokens.length === 1 ? "" : "s"}`];
   if (tokens.length) facts.push(`perplexity ${Math.exp(nats).toFixed(2)}`);
   if (seed !== undefined) facts.push(`seed ${seed}`);
   return `${facts.join(", ")}.`;
@@ -293,28 +296,32 @@ function nameToken(token) {
   return `“${token.text}”, ${chance(token.logProb)}`;
 }
 
-function drawToken(i) {
-  const token = draft.tokens[i];
+function drawToken(token) {
   const p = Math.exp(token.logProb);
-  const span = spans[i] ?? document.createElement("span");
-  span.className = `p${LEVELS.findIndex((low) => p >= low)}`;
-  span.textContent = (token.text || "▫").replaceAll("\n", "⏎\n");
-  span.tabIndex = i === 0 ? 0 : -1;
+  const level = LEVELS.findIndex((low) => p >= low);
+  const span = make("span", `p${level}`, (token.text || "▫").replaceAll("\n", "⏎\n"));
+  span.tabIndex = spans.length === 0 ? 0 : -1;
   span.setAttribute("role", "button");
   span.ariaPressed = false;
   span.ariaLabel = nameToken(token);
-  if (!spans[i]) $("text").append(span);
-  spans[i] = span;
+  $("text").append(span);
+  spans.push(span);
 }
 
 // What is drawn stays, so the focus and the pointer keep their place while a text is written.
-function drawTokens(from) {
-  for (let i = Math.max(from, 0); i < draft.tokens.length; i += 1) drawToken(i);
+function drawTokens() {
+  for (const token of draft.tokens.slice(spans.length)) drawToken(token);
+}
+
+// An answer of a chat stands behind marks that only the chat template writes: it is not gone on
+// from another token.
+function canGoOn() {
+  return Boolean(draft?.tokens.length) && !draft.messages;
 }
 
 function drawButtons() {
   turnOff($("stop"), !writing);
-  turnOff($("on"), Boolean(writing) || !draft?.tokens.length);
+  turnOff($("on"), Boolean(writing) || !canGoOn());
   turnOff($("undo"), past.length === 0);
   $("text").classList.toggle("writing", Boolean(writing));
 }
@@ -330,10 +337,17 @@ function show(next) {
   $("verdict").textContent = "";
   $("spoken").textContent = "";
   tell("");
-  if (next) drawTokens(0);
+  if (next) drawTokens();
   drawTurns();
   look(-1);
   drawButtons();
+}
+
+function showAgain(before) {
+  show(before);
+  if (!before) return;
+  tell(ending());
+  judge(before);
 }
 
 function drawTurns() {
@@ -356,8 +370,8 @@ function look(i) {
   $("loose").hidden = held < 0;
   if (!token) return;
   const place = `Token ${i + 1} of ${draft.tokens.length}`;
-  $("looked").textContent = `${place}: ${visible(token.name)} with ${chance(token.logProb)}.`;
-  if (held === i) $("looked").textContent += " Choose one to go on from it:";
+  $("looked").textContent = `${place}: “${visible(token.name)}” with ${chance(token.logProb)}.`;
+  if (held === i && canGoOn()) $("looked").textContent += " Choose one to go on from it:";
   const stands = token.others.some((other) => other.id === token.id) ? [] : [token];
   $("others").append(...[...token.others, ...stands].map((other) => drawOther(i, other)));
 }
@@ -374,7 +388,7 @@ function drawOther(i, other) {
   button.ariaLabel = `“${other.name}”, ${chance(other.logProb)}${here}`;
   button.ariaCurrent = isHere;
   button.onclick = () => choose(i, other);
-  turnOff(button, other.id === null);
+  turnOff(button, !canGoOn());
   row.append(button);
   return row;
 }
@@ -393,10 +407,11 @@ function letGo() {
 
 // Go on from another token: what stood before it stays, what followed is written anew.
 function choose(i, other) {
-  if (other.id === null) return;
+  if (!canGoOn()) return;
   const before = draft.tokens.slice(0, i);
   const { others } = draft.tokens[i];
-  const text = other.text ?? (/^(⟨\w\w⟩)+$/.test(other.name) ? "" : other.name); // half a letter
+  const isPart = /^(⟨\w\w⟩)+$/.test(other.name); // of a character: its last token has the text
+  const text = isPart ? "" : (other.text ?? other.name);
   const isEnd = about.end_ids.includes(other.id);
   const tokens = isEnd ? before : [...before, { ...other, text, others }];
   const next = { ...draft, tokens };
@@ -466,14 +481,12 @@ function walkOthers(event) {
 
 // ---- What a person does ------------------------------------------------------------------------
 
-function submit() {
+async function submit() {
   const said = $("prompt").value;
-  if (!about) {
-    start();
-    return;
-  }
+  if (!about) await start(); // somebody is quick, or the server was not there
+  if (!about) return;
   if (!about.is_chat) {
-    write({ prompt: said, promptIds: said === "" ? [] : null, tokens: [] });
+    write({ prompt: said, promptIds: null, tokens: [] });
     return;
   }
   if (said.trim() === "") return;
@@ -490,11 +503,7 @@ function undo() {
   if (past.length === 0) return;
   stop();
   writing = null;
-  show(past.pop());
-  if (draft) {
-    tell(ending());
-    judge(draft);
-  }
+  showAgain(past.pop());
 }
 
 function clear() {
@@ -530,7 +539,7 @@ async function start() {
   const label = about.is_story ? "How the story begins (or nothing)" : "Text to continue";
   $("prompt-label").textContent = about.is_chat ? "What you say" : label;
   $("clear").hidden = !about.is_chat;
-  $("on").hidden = false;
+  if (about.is_chat) $("now").after($("ask")); // a conversation grows downward
 }
 
 $("ask").onsubmit = (event) => {
@@ -549,7 +558,7 @@ $("key-form").onsubmit = (event) => {
 };
 $("stop").onclick = stop;
 $("on").onclick = () => {
-  if (!writing && draft?.tokens.length) write({ ...draft, tokens: draft.tokens.slice() });
+  if (!writing && canGoOn()) write({ ...draft, tokens: draft.tokens.slice() });
 };
 $("undo").onclick = undo;
 $("clear").onclick = clear;
