@@ -108,9 +108,10 @@ def read_address(server, folder):
     end = time.time() + 120
     while True:
         assert server.poll() is None and time.time() < end, log_end()
-        found = list((folder / "runtime").glob(f"jpserver-{server.pid}.json"))
-        if found:
-            said = json.loads(found[0].read_text())
+        found = (folder / "runtime").glob(f"jpserver-{server.pid}.json")
+        text = "".join(path.read_text() for path in found)
+        if text.rstrip().endswith("}"):  # it is whole
+            said = json.loads(text)
             return f"http://127.0.0.1:{said['port']}", said["token"]
         time.sleep(0.1)
 
