@@ -1,5 +1,6 @@
-"""Every lesson of the road in JupyterLab in a real browser: Run All, then move, press and type in
-its widgets, and read what the page says. Workshops run in a kernel (tests/test_notebooks.py)."""
+"""Every lesson of the road in JupyterLab in a real browser, with its exercises solved: Run All, then
+move, press and type in its widgets, and read what the page says. Workshops run in nbdev_test
+(tests/test_notebooks.py)."""
 
 import json
 import re
