@@ -9,7 +9,7 @@ __all__ = ['Served', 'Piece', 'Answer']
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from .streams import StreamDecoder
 from .writing import GeneratedToken, text_settings
 
 # %% ../nbs/15g_answer.ipynb #15g-served
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Served:
     "Served model: what an answer is written with, from its first token to its last."
 
@@ -37,6 +37,7 @@ class Served:
     created: int                    # seconds since 1970
     is_story: bool = False          # whether `Tales` can judge its texts
     fingerprint: str | None = None  # names the checkpoint
+    spelled: dict[int, dict] = field(default_factory=dict)  # tokens as answers name them
 
     def card(self) -> dict:
         "The model in a list of models."
@@ -45,21 +46,24 @@ class Served:
         return card | {"owned_by": "llm_course"} | about
 
 # %% ../nbs/15g_answer.ipynb #15g-prompt
-def _read_prompt(served: Served, prompt: str | list) -> tuple[list[int], list[int]]:
+def _read_prompt(served: Served, prompt: Any) -> tuple[list[int], list[int]]:
     "The ids in front of a prompt, and its own. ApiError for one that the model cannot read."
     tokenizer = served.tokenizer
     kind = type(prompt[0]) if prompt else str
-    field = "messages" if kind is dict else "prompt"
+    name = "messages" if kind is dict else "prompt"
     try:
         ids = prompt if kind is int else text_ids(tokenizer, prompt)
     except ValueError:
-        refuse(field, "the tokenizer, or its chat template, cannot write it down")
+        refuse(name, "the tokenizer, or its chat template, cannot write it down")
     size = served.model.config.vocab_size
     special = {*tokenizer.special_ids.values(), *tokenizer.marks.end_ids} if kind is int else ()
     if any(i >= size or i in special or not tokenizer.has_id(i) for i in ids):
-        refuse(field, "it holds a token that the model does not know, or a special one")
-    begin = () if kind is dict else tokenizer.marks.begin_ids
-    return list(begin or tokenizer.marks.start_ids[len(ids) :]), ids
+        refuse(name, "it holds a token that the model does not know, or a special one")
+    marks = tokenizer.marks
+    begin = () if kind is dict else marks.begin_ids or marks.start_ids[len(ids) :]
+    if not ids and not begin:
+        refuse(name, "it is empty, and this model has nothing else to begin with")
+    return list(begin), ids
 
 # %% ../nbs/15g_answer.ipynb #15g-text
 class Piece(NamedTuple):

@@ -9,7 +9,6 @@ __all__ = ['make_app']
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from functools import lru_cache
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -25,16 +24,18 @@ from .schema import ApiError, ChatRequest, CompletionRequest, refusal
 from .streams import token_text
 
 # %% ../nbs/15a_openai.ipynb #15a-logprobs
-@lru_cache(maxsize=1 << 16)
 def _token(served: Served, i: int) -> dict:
     "A token as it stands inside a text, and its bytes, where they are known."
+    if i in served.spelled:
+        return served.spelled[i]
     text = token_text(served.tokenizer, i)
-    data = text.encode()
+    data = list(text.encode())
     if "\ufffd" in text and served.tokenizer.has_id(i):
-        data = served.tokenizer.decode_bytes([i])  # some of the bytes of a character
+        data = list(served.tokenizer.decode_bytes([i]))  # some of the bytes of a character
     byte = served.tokenizer.byte_of(i)
-    known = None if data == "\ufffd".encode() else list(data)
-    return {"token": text, "id": i, "bytes": known if byte is None else [byte]}
+    known = data if byte is None else [byte]
+    served.spelled[i] = {"token": text, "id": i, "bytes": known}
+    return served.spelled[i]
 
 
 def _chat_logprobs(served: Served, tokens: tuple) -> dict:
@@ -124,7 +125,7 @@ def make_app(
     served: Any,               # its `current` is the Served of now, which can be replaced
     limits: Limits = _LIMITS,  # of one request
 ) -> FastAPI:
-    "ASGI application: OpenAI's models, completions and chat completions."
+    "ASGI application: OpenAI's models, completions and chat completions. It refuses by ApiError."
     app = FastAPI(docs_url=None, redoc_url=None, responses={"4XX": {"description": "Refused."}})
 
     @app.exception_handler(HTTPException)
