@@ -12,11 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.routing import Route
 
 from .mistakes import first_error
-from .schema import ApiError
+from .schema import ApiError, Strict
 from .statistics import judge_stories
 from .text_marks import marks_of
 
@@ -47,7 +47,7 @@ def _verdict(text: str, training_stories: Collection[str]) -> dict:
     return {"verdict": str(error)[:280], "at": error.at, "end": end, "is_begun": is_begun}
 
 # %% ../nbs/15f_page.ipynb #15f-routes
-class TextToJudge(BaseModel, extra="forbid", strict=True):
+class TextToJudge(Strict):
     "Text that may be a story."
     text: str = Field(max_length=20_000)
 
