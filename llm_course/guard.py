@@ -116,7 +116,7 @@ class Guard:
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")  # it answers to; empty: to any
     open_paths: tuple[str, ...] = ("/health",)  # served without a key
     counts: Callable[[], dict] = dict  # the engine's, as `Engine.counts`
-    is_stopping: bool = False    # what /health tells
+    is_stopping: bool = False    # /health says so, and nothing new is begun
 
     def __post_init__(self):
         own = CollectorRegistry()
@@ -146,6 +146,8 @@ class Guard:
     async def _pass(self, scope, receive, send) -> None:
         "Check a request, and hand it on with its whole body."
         _check_head(scope, self.key, self.hosts, self.open_paths)
+        if self.is_stopping and scope["method"] == "POST":
+            raise HTTPException(503, "The server is about to end: ask another one.")
         body = await _read_body(receive, self.limits)
         if scope["method"] == "POST":
             _check_json(body)
