@@ -10,6 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class BlockPool:
         taken = [self.free.popitem(last=False)[0] for _ in range(n)]
         for block in taken:
             self.n_holders[block] = 1
-            self._block_of.pop(self._key_of.pop(block, None), None)
+            self._block_of.pop(self._key_of.pop(block, b""), None)
             self.k[:, block] = 0
             self.v[:, block] = 0
         return taken
@@ -154,7 +155,7 @@ class PagedCache:
         k = self._write(self.k[layer], k, step.places)
         return k, self._write(self.v[layer], v, step.places)
 
-    def _write(self, held: Tensor, new: Tensor, places: Tensor) -> Tensor:
+    def _write(self, held: Tensor, new: Tensor, places: Any) -> Tensor:
         rows = new.transpose(1, 2).flatten(0, 1).to(held.dtype)    # (B·T, H_kv, D)
         held.flatten(0, 1).index_copy_(0, places.flatten(), rows)  # a view of the pool
         read = held.index_select(0, self.tables.flatten())         # whole blocks

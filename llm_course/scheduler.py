@@ -6,7 +6,7 @@
 __all__ = ['Engine']
 
 # %% ../nbs/15d_scheduler.ipynb #15d-imports
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
@@ -22,10 +22,14 @@ from .blocks import BLOCK, BlockPool, n_blocks_for
 from .context import CausalLM
 from .engine import SamplingParams, sample_next
 from .filters import check_number
-from .passes import CHUNK, CHUNK_ROWS, Finished, Passes, QueueFull, Request
+from .passes import CHUNK, CHUNK_BLOCKS, CHUNK_ROWS, Finished, Passes, QueueFull, Request
 from .writing import GeneratedToken, check_prompt, name_tokens
 
 # %% ../nbs/15d_scheduler.ipynb #15d-engine
+_DEFAULTS = SamplingParams()
+_TOTALS = ("steps", "seconds", "tokens_read", "tokens_cached", "tokens_written", "preemptions")
+
+
 class Engine:
     """Serving engine: continuous batching (Yu et al. 2022) over a paged KV cache, first come first
     served. ValueError for too few rows or blocks.
@@ -43,8 +47,7 @@ class Engine:
     ):
         check_number("n_rows", n_rows, "a whole number of at least 1")
         self.model = model
-        self.longest = model.config.max_seq_len
-        n_longest = n_blocks_for(self.longest)
+        n_longest = n_blocks_for(model.config.max_seq_len)
         n_blocks = n_rows * n_longest if n_blocks is None else n_blocks
         if n_blocks < n_longest:
             raise ValueError(f"n_blocks={n_blocks} must hold a longest text: at least {n_longest}.")
@@ -55,8 +58,7 @@ class Engine:
         self.reason = self.passes.reason
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the oldest first
-        self.totals = Counter(steps=0, seconds=0, preemptions=0)
-        self.totals.update(tokens_read=0, tokens_cached=0, tokens_written=0)
+        self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
         self.invariant = self.reason is None
         self._queue = Condition()  # held by who changes `waiting`
         self._stepping = RLock()
@@ -74,7 +76,7 @@ class Engine:
         self,
         ids: Iterable[int],   # (T,) the prompt, at least one id
         max_new_tokens: int,  # at most so many; with the prompt at most max_seq_len
-        params: SamplingParams = SamplingParams(),  # how a token is drawn, and what ends the text
+        params: SamplingParams = _DEFAULTS,  # how a token is drawn, and what ends the text
         seed: int | None = None,          # same seed, same text; None: drawn from the system
         top_logprobs: int | None = None,  # how many of the likeliest tokens each one names
         prompt_logprobs: bool = False,    # deliver the prompt's tokens, in a list, first
@@ -86,16 +88,16 @@ class Engine:
         check_number("max_new_tokens", max_new_tokens, "a whole number of at least 0")
         check_number("top_logprobs", n_named, "a whole number of at least 0")
         params.check_vocab(self.model.config.vocab_size)
-        if len(prompt) + max_new_tokens > self.longest:
+        if len(prompt) + max_new_tokens > self.passes.longest:
             raise ValueError(
                 f"{len(prompt)} tokens of the prompt and max_new_tokens={max_new_tokens} are "
-                f"together more than max_seq_len={self.longest}: ask for less."
+                f"together more than max_seq_len={self.passes.longest}: ask for less."
             )
         generator = torch.Generator()
         generator.manual_seed(generator.seed() if seed is None else index(seed) % 2**63)
         request = Request(prompt, max_new_tokens, params, generator, n_named, deliver)
         if prompt_logprobs:
-            request.prompt_tokens = [GeneratedToken(prompt[0], None, [])]
+            request.prompt_tokens = [GeneratedToken._make((prompt[0], None, []))]
         with self._queue:
             if self._stopping or len(self.waiting) >= self.max_waiting:
                 raise QueueFull(f"{len(self.waiting)} requests wait: try again later.")
@@ -122,10 +124,10 @@ class Engine:
         with self._stepping:
             start = perf_counter()
             self._admit()
-            reading = [r for r in self.running if r.is_reading]
-            self._pass(reading[:CHUNK_ROWS])
+            self._pass([r for r in self.running if r.is_reading][:CHUNK_ROWS])
             self._pass([r for r in self.running if not r.is_reading])
-            self.totals.update(steps=1, seconds=perf_counter() - start)
+            self.totals["steps"] += 1
+            self.totals["seconds"] += perf_counter() - start
             return bool(self.running or self.waiting)
 
     def start(self) -> None:
@@ -175,10 +177,9 @@ class Engine:
 
     def _make_room(self, request: Request) -> bool:
         "Blocks for what it reads next: shared, free, or those of the youngest, perhaps its own."
-        per_chunk = CHUNK // BLOCK
         while request.prompt_tokens is None and request.n_read + CHUNK < request.n_prompt:
             n_held = len(request.blocks)
-            shared = self.pool.share(request.keys[n_held : n_held + per_chunk])
+            shared = self.pool.share(request.keys[n_held : n_held + CHUNK_BLOCKS])
             if not shared:
                 break
             request.blocks += shared
@@ -223,8 +224,7 @@ class Engine:
             work(requests)
         except Exception as error:
             if len(requests) == 1:
-                self._finish(requests[0], "error", error)
-                return
+                return self._finish(requests[0], "error", error)
             for request in requests:
                 self._isolated(work, [request])
 
@@ -253,7 +253,7 @@ class Engine:
         "Its blocks can be shared if they are full; what the model thought of its tokens is kept."
         if len(part) == CHUNK and request.n_read <= request.n_prompt:
             n = request.n_read // BLOCK
-            full = slice(n - CHUNK // BLOCK, n)
+            full = slice(n - CHUNK_BLOCKS, n)
             self.pool.remember(request.blocks[full], request.keys[full])
         if request.prompt_tokens is not None:
             known = len(request.prompt_tokens)

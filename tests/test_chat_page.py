@@ -1,6 +1,7 @@
 """The page of `llm_serve` in a real browser: a text that grows, is stopped, looked into and changed.
 The server beside it is a stand-in that speaks as the real one does, and says what a test wants."""
 
+import asyncio
 import math
 import re
 import threading
@@ -10,9 +11,11 @@ from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import uvicorn
 from conftest import SCREENSHOTS
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
 
@@ -542,3 +545,23 @@ def test_the_bundled_model_writes_what_it_writes_without_a_page(visit, server):
     begun = tokenizer.decode(start[1:] + ids[:3]) + other
     assert page.text().startswith(begun) and not tokenizer.decode(ids).startswith(begun[3:])
     engine.stop(10)
+
+
+def test_the_training_stories_are_drawn_once_for_all_who_wait():
+    app = FastAPI()
+    drawn = []
+    stand_in = SimpleNamespace(current=SimpleNamespace(is_story=True))
+
+    def stories():
+        drawn.append(1)
+        time.sleep(0.2)
+        return {STORY}
+
+    async def judge_twenty():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            asks = [client.post("/verdict", json={"text": STORY}) for _ in range(20)]
+            return await asyncio.gather(*asks)
+
+    add_page(app, stand_in, stories)
+    assert {answer.json()["verdict"] for answer in asyncio.run(judge_twenty())} == {"valid, copied"}
+    assert drawn == [1]

@@ -308,7 +308,7 @@ def test_numbers_that_are_none_do_not_spread_to_others():
     while engine.step():
         pass
     assert isinstance(received[0][-1].error, ValueError)
-    assert received[1:] == [expected, expected[:-1] + [received[2][-1]]]
+    assert received[1:] == [expected, [*expected[:-1], received[2][-1]]]
 
 
 def test_who_no_longer_listens_is_cancelled():
