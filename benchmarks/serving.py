@@ -7,7 +7,8 @@ by `transformers serve`, from the same weights, in one run.
 
 The models are the bundled one, and one of 12 layers, width 768 and random weights with the same
 tokenizer. All sides write the same number of tokens after the same prompts, greedily, in float32,
-and none ends early. A batch of `generate_batch` is the measure: it knows all its texts in advance.
+and none ends early. The engine gives each text the bits that it has alone, but where fixed=False
+stands. A batch of `generate_batch` is the measure: it knows all its texts in advance.
 Every figure is the median of several rounds, in which all sides run in turn. The reader of the
 streams is this process, on the same cores as the server.
 
@@ -59,12 +60,13 @@ from llm_course.writing import generate_batch, prompt_ids
 BATCH = "generate_batch"
 ONE = "generate, one stream, compiled"
 ENGINE = "Engine"
+FREE = "Engine, fixed=False"
 OURS = "llm_serve"
 THEIRS = "transformers serve"
 THEIRS_BATCHED = "transformers serve, batching"
 THEIR_LOOP = "transformers generate, in a loop"
 GREEDY = SamplingParams(temperature=0)
-LARGE = dict(n_layers=12, n_heads=12, d_model=768, max_seq_len=512)
+LARGE = dict(n_layers=12, n_heads=12, d_model=768, max_seq_len=480)
 Write = Callable[[list[str]], object]  # writes after each of these prompts
 
 
@@ -344,6 +346,10 @@ def compare(bench: Bench, args: argparse.Namespace, stack: ExitStack) -> None:
         compiled = optimize_for_decoding(copy.deepcopy(bench.plain), compiled=True)
         writes[ONE] = partial(one_stream, compiled, bench)
     writes[ENGINE] = partial(write_by_engine, engine, bench)
+    free = Engine(bench.model, n_rows=args.streams, fixed=False)
+    free.start()
+    stack.callback(free.stop, 10)
+    writes[FREE] = partial(write_by_engine, free, bench)
     server = None
     if args.http:
         checkpoint = save_checkpoint(folder, 0, bench.plain, bench.tokenizer)

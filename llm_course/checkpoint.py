@@ -274,8 +274,6 @@ def load_model(
     check_fits(shape, folder / "model.safetensors")
     model = GPT(shape)
     load_weights(model, read_weights(model, folder / "model.safetensors"))
-    tokenizer = None
-    if "tokenizer_kind.json" in names:
-        tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if "tokenizer_kind.json" in names else None
     _check_tokenizer(model, tokenizer)
     return model.to(pick_device(device)).eval(), tokenizer

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .choices import NORM_POSITIONS, default_d_ff
+from .devices import meta_device
 from .experts import MixtureOfExperts
 from .gpt import GPT
 from .model_config import GPTConfig
@@ -41,7 +42,7 @@ def shapes_of(
     if name not in _shapes:
         if len(_shapes) == 32:
             _shapes.clear()
-        with torch.device("meta"):
+        with meta_device():
             _shapes[name] = GPT(config)
     return _shapes[name]
 

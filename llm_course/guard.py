@@ -10,7 +10,6 @@ import asyncio
 import json
 import sys
 import time
-from asyncio import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -70,15 +69,14 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
 async def _read_body(receive: Callable, limits: Limits) -> bytes:
     "A whole body, counted while it arrives. HTTPException 413 or 408: too long, too slow."
     body = bytearray()
-    more = True
+    message = {"more_body": True}
     try:
         async with asyncio.timeout(limits.body_seconds):
-            while more:
+            while message.get("more_body"):
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ConnectionError("The client went away.")
                 body += message.get("body", b"")
-                more = message.get("more_body", False)
                 if len(body) > limits.body_bytes:
                     raise HTTPException(413, f"The body has more than {limits.body_bytes:,} bytes.")
     except TimeoutError:
@@ -109,8 +107,8 @@ _LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "completion
 @dataclass
 class Guard:
     """ASGI middleware around a FastAPI app: limits, key and names, `/health`, `/metrics`, a log.
-    An app that writes says so in `request.state.texts`, an object whose `usage()` has the numbers
-    `prompt_tokens` and `completion_tokens`, and `first_token_at` the time, or None."""
+    An app that writes says so in `request.state.texts`, an object that counts tokens,
+    `n_read` and `n_written`, and knows `first_token_at`, of `perf_counter`, or None."""
 
     app: FastAPI
     limits: Limits
@@ -163,7 +161,7 @@ class Guard:
         state["seconds"] = round(time.perf_counter() - start, 4)
         texts = state.get("texts")
         if texts is not None:
-            state |= texts.usage()
+            state |= {"prompt_tokens": texts.n_read, "completion_tokens": texts.n_written}
             self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}
@@ -204,7 +202,7 @@ class PatientProtocol(H11Protocol):
         super().__init__(config, *state, **more)
         self.limits = config.app.limits
 
-    def _hang_up_later(self, is_over: Callable[[], bool]) -> TimerHandle:
+    def _hang_up_later(self, is_over: Callable[[], bool]) -> asyncio.TimerHandle:
         "Hang up after `head_seconds`, unless the wait is over then."
         wait = self.limits.head_seconds
         return self.loop.call_later(wait, lambda: is_over() or self.transport.abort())

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .devices import meta_device
 from .families import Family
 from .gpt import GPT
 from .hfconfig import read_json
@@ -195,7 +196,7 @@ def empty_model(
 ) -> GPT:
     """Model whose weights are not set, in evaluation mode: no time goes into random numbers that
     would be thrown away."""
-    with torch.device("meta"):
+    with meta_device():
         model = GPT(config).to(dtype)
     model.to_empty(device=device)
     if config.tie_embeddings:

@@ -57,7 +57,8 @@ def add_page(
     served: Any,   # its `current` has a name, a model, a tokenizer and `is_story`
     training_stories: Callable[[], Collection[str]],  # asked once: the stories that are not new
 ) -> None:
-    "Page routes: its files, what it must know of the model, and verdicts on stories."
+    """Page routes: its files, what it must know of the model, and verdicts on stories (ApiError 404
+    where the model writes none)."""
     known = cache(training_stories)
     app.router.routes += [_file_route(path) for path in PAGE_FILES]
     app.router.routes.append(Route("/favicon.ico", Response(status_code=204)))  # there is none

@@ -19,7 +19,7 @@ from torch import Tensor
 from .bpe import BPETokenizer
 from .checkpoint import load_model
 from .context import unwrap
-from .devices import pick_device
+from .devices import meta_device, pick_device
 from .files import atomic_folder, read_whole
 from .foreign import SentencePieceTokenizer
 from .formats import load_tokenizer, read_foreign, to_hf
@@ -129,7 +129,7 @@ def _read_model(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[G
             f"The weights do not fit config.json: {len(stored)} tensors are too few for "
             f"{config.n_layers} layers."
         )
-    with torch.device("meta"):
+    with meta_device():
         maps = weight_map(GPT(config), kind, hf)
     check_weights(maps, stored, FAMILIES[kind], config.tie_embeddings)
     if dtype is None:

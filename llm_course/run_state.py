@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .context import unwrap
+from .devices import meta_device
 from .gpt import GPT
 from .model_config import GPTConfig
 from .strangers import check_memory
@@ -48,7 +49,7 @@ def check_parts(
     config = getattr(inner, "config", None)
     if not isinstance(config, GPTConfig):
         return
-    with torch.device("meta"):
+    with meta_device():
         wanted = set(GPT(config).state_dict())
     strange = sorted(wanted.symmetric_difference(inner.state_dict()))
     if strange:
@@ -93,7 +94,7 @@ def check_fits(
             f"{path} belongs to another model: it has {n_tensors} tensors, too few for "
             f"{config.n_layers} layers."
         )
-    with torch.device("meta"):
+    with meta_device():
         _check_shapes(GPT(config), path)
     check_memory(path.stat().st_size, f"{path}")
 

@@ -9,7 +9,7 @@ __all__ = ['INVALID', 'ASKS_NOTHING', 'REFUSED', 'ApiError', 'refuse', 'StreamOp
 # %% ../nbs/15e_schema.ipynb #15e-imports
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
@@ -30,7 +30,7 @@ class ApiError(HTTPException):
 def refuse(
     name: str,  # of a field; shown where it is a plain word
     why: str,   # in a few words
-) -> None:
+) -> NoReturn:
     "Refuse a field, and show nothing of what it holds: ApiError 400."
     param = name if re.fullmatch("[a-z_]{1,40}", name) else None
     raise ApiError(400, f"{param or 'A field'} is refused: {why}.", param=param)
@@ -66,6 +66,8 @@ class _Strict(BaseModel):
             asks_nothing = (type(data[name]), data[name]) in [(type(one), one) for one in may]
             if name not in cls.model_fields and not asks_nothing:
                 refuse(name, "it cannot be had here, so leave it out")
+            if isinstance(data[name], dict) and len(data[name]) > 4096:
+                refuse(name, "it has too many entries")
         return data
 
 # %% ../nbs/15e_schema.ipynb #15e-request
@@ -160,7 +162,7 @@ class ChatRequest(_Request):
     "Request to answer a conversation."
 
     echo: ClassVar[bool] = False  # an answer stands alone
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=0, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -176,8 +178,8 @@ class ChatRequest(_Request):
     def asked(self) -> tuple[list, int | None, int | None]:
         "As of a completion; None for new tokens: as many as there is room for."
         n_tokens = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
-        n_top = self.top_logprobs or 0
-        return [[one.as_dict() for one in self.messages]], n_tokens, n_top if self.logprobs else None
+        n_top = (self.top_logprobs or 0) if self.logprobs else None
+        return [[message.as_dict() for message in self.messages]], n_tokens, n_top
 
 # %% ../nbs/15e_schema.ipynb #15e-refusal
 _MODELS = (CompletionRequest, ChatRequest, Message, TextPart, StreamOptions)

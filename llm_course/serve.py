@@ -6,13 +6,13 @@
 __all__ = ['llm_serve']
 
 # %% ../nbs/90o_serve.ipynb #90o0s003
-import hashlib
 import os
 import socket
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -57,6 +57,7 @@ def _arguments(argv: list[str], about: str | None) -> Namespace:
     flag("--allow-remote", help="let others in without a key")
     flag("--reload", help="serve a run's latest checkpoint, and go over to each newer one")
     option("--rows", type=int, default=16, help="texts that are written at once; default: 16")
+    option("--context", type=int, default=2048, help="tokens of a text at most; default: 2048")
     option("--name", help="of the model, for clients; default: its folder's")
     args = parser.parse_args(argv)
     args.folder = Path(args.folder or find_model(None))
@@ -103,13 +104,19 @@ def _load(args: Namespace, folder: Path) -> Served:
     model, tokenizer = load_any(folder, "auto")
     if tokenizer is None:
         raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
-    sums = "".join(sha256_of(file) for file in sorted(folder.glob("*.safetensors")))
-    fingerprint = f"fp_{hashlib.sha256(sums.encode()).hexdigest()[:12]}"
-    engine = Engine(optimize_for_decoding(model), args.rows, max_waiting=_LIMITS.waiting)
+    longest = min(args.context, model.config.max_seq_len)
+    model.config = replace(model.config, max_seq_len=longest)
+    make = partial(Engine, optimize_for_decoding(model), args.rows, max_waiting=_LIMITS.waiting)
+    engine = make()
+    if not engine.invariant:
+        print("rounding    a text may depend on its neighbors: OMP_NUM_THREADS=1 may help")
+        engine = make(fixed=False)
     engine.start()
     print(f"{args.name:11} {shown(folder)}", flush=True)
-    about = (int(folder.stat().st_mtime), is_trained_on(folder, "tales"), fingerprint)
+    sums = [sha256_of(file)[:12] for file in sorted(folder.glob("*.safetensors"))]
+    about = (int(folder.stat().st_mtime), is_trained_on(folder, "tales"), "fp_" + "".join(sums))
     return Served(args.name, model, tokenizer, engine, *about)
+
 
 @cache
 def _stories(where: Path) -> set[str]:
@@ -171,7 +178,8 @@ def llm_serve(
     host, port = listener.getsockname()[:2]
     try:
         thread.start()
-        print(f"serving     http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"serving     http://{address} (Ctrl-C ends it)", flush=True)
         _follow(served, args, state, load)
     except KeyboardInterrupt:
         guard.is_stopping = True

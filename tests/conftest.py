@@ -58,15 +58,15 @@ def pytest_configure(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """One worker runs all that needs a browser, so that one server and one browser are started, and
-    one each file of tests on several processes, which share theirs; `--dist loadgroup` does nothing in
+    one each file of tests that share a server or several processes; `--dist loadgroup` does nothing in
     pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneBrowser(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            of_processes = re.search(r"test_(clinic|parallel|planner|processes|torchrun)\.py", nodeid)
-            if of_processes:
-                return of_processes.group()
+            shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
+            if file := re.search(shares, nodeid):
+                return file.group()
             return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
 
     return OneBrowser(config, log)

@@ -1,5 +1,6 @@
-"""Every lesson of the road in JupyterLab in a real browser: Run All, then move, press and type in
-its widgets, and read what the page says. Workshops run in a kernel (tests/test_notebooks.py)."""
+"""Every lesson of the road in JupyterLab in a real browser, with its exercises solved: Run All, then
+move, press and type in its widgets, and read what the page says. Workshops run in nbdev_test
+(tests/test_notebooks.py)."""
 
 import json
 import re
@@ -108,9 +109,10 @@ def read_address(server, folder):
     end = time.time() + 120
     while True:
         assert server.poll() is None and time.time() < end, log_end()
-        found = list((folder / "runtime").glob(f"jpserver-{server.pid}.json"))
-        if found:
-            said = json.loads(found[0].read_text())
+        found = (folder / "runtime").glob(f"jpserver-{server.pid}.json")
+        text = "".join(path.read_text() for path in found)
+        if text.rstrip().endswith("}"):  # it is whole
+            said = json.loads(text)
             return f"http://127.0.0.1:{said['port']}", said["token"]
         time.sleep(0.1)
 

@@ -1,5 +1,5 @@
-"""The notebooks are the source: exported, clean, in order, and every cell runs, in nbdev_test and, where
-a widget is shown, in a real kernel; they open elsewhere, too."""
+"""The notebooks are the source: exported, clean, in order, and every cell runs: the road's in a real
+kernel, all others in nbdev_test and, where a widget is shown, in a kernel, too; they open elsewhere."""
 
 import ast
 import copy
@@ -284,14 +284,14 @@ def solved_copy(path, folder):
     return copy
 
 
-# Minutes of work that other tests do, too: the first with its solutions in test_browser.py; of the
-# others, with several processes each, test_planner.py and test_clinic.py hold what they claim.
-HELD_ELSEWHERE = ("07_training", "13i_footprint", "13j_probes", "13n_capacity")
+# Several processes each; what they claim is held by test_planner.py and test_clinic.py, too.
+HELD_ELSEWHERE = ("13i_footprint", "13j_probes", "13n_capacity")
 
 
 def in_nbdev(path):
-    marks = pytest.mark.slow if path.stem in HELD_ELSEWHERE else []
-    return pytest.param(path, id=name_of(path), marks=marks)
+    "The road runs in JupyterLab, with its exercises solved: see IN_BROWSER below."
+    is_slow = is_road(path) or path.stem in HELD_ELSEWHERE
+    return pytest.param(path, id=name_of(path), marks=pytest.mark.slow if is_slow else [])
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "llm_course"
 NOTEBOOK_TOOLS = ("nbdev", "fastcore", "execnb", "IPython", "jupyterlab", "ipywidgets")
-WITH_EXTRA = ("guard", "openai", "page", "schema", "serve")  # these want the extra `serve`
+WITH_EXTRA = ("answer", "guard", "openai", "page", "schema", "serve")  # these want the extra `serve`
 DATA = ("py.typed", "tales.json", "bundled/model.safetensors", "bundled/config.yaml")
 TINY = [
     "corpus.source=tales:200",

@@ -38,8 +38,8 @@ def test_the_budget_of_a_lesson(path):
 
 @each_lesson
 def test_exercises_have_stub_asserts_and_solution(path):
-    """In this order, one below the other. tests/test_notebooks.py runs them: with its solution an
-    exercise passes, with its stub it fails."""
+    """In this order, one below the other. tests/test_browser.py runs them: with its solution an exercise
+    passes, with its stub it fails."""
     cells = cells_of(path)
     found = exercises(cells)
     placed = {number for three in found for number in three}

@@ -165,6 +165,31 @@ def test_the_table_of_contents(site):
     assert sorted([*everything, "index"]) == sorted(PAGES)
 
 
+def test_the_table_of_contents_says_where_a_page_stands(site):
+    "Beside each page its own line is marked, the list around it is open, every link leads to a page."
+    root = site.resolve()
+    list_of = {}
+    for path in ROAD:
+        list_of |= dict.fromkeys(map(without_ending, WORKSHOPS[path]), f"workshops/{path.stem}")
+    for name in PAGES:
+        page = root / f"{name}.html"
+        html = page.read_text(encoding="utf-8")
+        tree = re.search(r'<div class="sidebar-tree">(.*?)<div class="main"', html, re.S).group(1)
+
+        def target(link):
+            found = page.parent / link if link != "#" else page  # noqa: B023
+            return found.resolve().relative_to(root).as_posix().removesuffix(".html")
+
+        links = re.findall(r'<a class="[^"]*reference internal" href="([^"]+)"', tree)
+        assert sorted(["index", *map(target, links)]) == sorted(PAGES)
+        marked = r'<li class="[^"]* current-page"><a class="current [^"]*" href="(.*?)"'
+        here = re.findall(marked, tree)
+        assert here == ([] if name == "index" else ["#"])
+        opened = re.findall(r'href="([^"]+)">[^<]*</a><input [^>]*checked=', tree)
+        shown = list_of.get(name, name if name.startswith("workshops/") else None)
+        assert [target(link) for link in opened] == ([shown] if shown else [])
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_lesson_shows_its_source_and_its_figures(site, path):
     page = site / f"{without_ending(path)}.html"
@@ -260,9 +285,9 @@ def test_every_page_in_the_browser(page, address):
     "Every page has its colors, and nothing has to be scrolled sideways."
     for name in PAGES:
         page.goto(f"{address}{name}.html")
-        for scheme, (size, (width, height)) in product(("light", "dark"), SIZES.items()):
-            page.emulate_media(color_scheme=scheme)
+        for (size, (width, height)), scheme in product(SIZES.items(), ("light", "dark")):
             page.set_viewport_size({"width": width, "height": height})
+            page.emulate_media(color_scheme=scheme)
             ground = page.evaluate(GROUND)
             assert max(ground) < 64 if scheme == "dark" else min(ground) > 192
             assert page.evaluate(WIDTH) <= width, f"{name} does not fit on a {size}"
