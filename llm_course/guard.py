@@ -16,6 +16,7 @@ from hmac import compare_digest
 from traceback import walk_tb
 from uuid import uuid4
 
+import h11
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -28,6 +29,7 @@ class Limits:
     "Limits of a server: what one request may ask, and what all may together."
 
     body_bytes: int = 1_000_000     # a longer body: 413
+    body_marks: int = 20_000        # more brackets, braces and colons in a body: 400
     body_seconds: float = 10.0      # a body that takes longer to arrive: 408
     head_seconds: float = 10.0      # headers that do, a reader that stands still: hung up
     connections: int = 200          # open at once; one more: hung up
@@ -51,7 +53,7 @@ async def _failed(request, error: Exception) -> JSONResponse:
 
 # %% ../nbs/15b_guard.ipynb #15b-head
 def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple[str, ...]) -> None:
-    "HTTPException 403, 401 or 415: by Host, by key, by the kind of body."
+    "HTTPException 403, 401, 415 or 411: by Host, by key, by the kind and the length of the body."
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1").lower()
     name, _, port = host.rpartition(":")
@@ -64,6 +66,8 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if scope["method"] == "POST" and kind != b"application/json":
         raise HTTPException(415, "Send JSON, and say so: Content-Type: application/json.")
+    if b"transfer-encoding" in headers:
+        raise HTTPException(411, "Send the body in one piece, with its Content-Length.")
 
 # %% ../nbs/15b_guard.ipynb #15b-body
 async def _read_body(receive: Callable, limits: Limits) -> bytes:
@@ -91,8 +95,10 @@ def _once(pairs: list[tuple]) -> dict:
     return dict(pairs)
 
 
-def _check_json(body: bytes) -> None:
-    "HTTPException 400 for what is no JSON in the strict sense (RFC 8259)."
+def _check_json(body: bytes, limits: Limits) -> None:
+    "HTTPException 400 for what is no JSON in the strict sense (RFC 8259), or holds too much."
+    if sum(map(body.count, (b"[", b"{", b":"))) > limits.body_marks:
+        raise HTTPException(400, f"The body has more than {limits.body_marks:,} of the marks [ {{ :.")
     try:
         value = json.loads(body.decode(), object_pairs_hook=_once)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
@@ -150,7 +156,7 @@ class Guard:
             raise HTTPException(503, "The server is about to end: ask another one.")
         body = await _read_body(receive, self.limits)
         if scope["method"] == "POST":
-            _check_json(body)
+            _check_json(body, self.limits)
         whole = [{"type": "http.request", "body": body}]
 
         async def next_message():
@@ -187,6 +193,8 @@ class Guard:
             await self._pass(scope | {"state": state}, receive, send_noted)
         except HTTPException as error:
             answer = _error(error.status_code, error.detail)
+            if error.status_code != 400:  # what is left of its body is never read
+                answer.headers["Connection"] = "close"
             await answer(scope, receive, send_noted)
         except Exception as error:
             *_, (frame, line) = walk_tb(error.__traceback__)
@@ -198,11 +206,18 @@ class Guard:
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to its patience: `uvicorn.Config(guard, http=PatientProtocol)`.
     It hangs up the `transport` where headers are not whole, or nothing is read, for
-    `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why)."""
+    `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why). Chunks of
+    a body are not read."""
 
     def __init__(self, config, *state, **more):  # uvicorn's
         super().__init__(config, *state, **more)
         self.limits = config.app.limits
+        self.h11_event = self.conn.next_event
+        self.conn.next_event = self._next_event
+
+    def _next_event(self) -> object:
+        "What h11 reads next; of a body in chunks nothing, since `Guard` refuses it."
+        return h11.PAUSED if b"transfer-encoding" in dict(self.headers or ()) else self.h11_event()
 
     def _hang_up_later(self, is_over: Callable[[], bool]) -> asyncio.TimerHandle:
         "Hang up after `head_seconds`, unless the wait is over then."
