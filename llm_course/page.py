@@ -6,12 +6,14 @@
 __all__ = ['PAGE_FILES', 'TextToJudge', 'add_page']
 
 # %% ../nbs/15f_page.ipynb #15f-imports
+from asyncio import Lock
 from collections.abc import Callable, Collection
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.routing import Route
 
@@ -60,11 +62,12 @@ def add_page(
     """Page routes: its files, what it must know of the model, and verdicts on stories (ApiError 404
     where the model writes none)."""
     known = cache(training_stories)
+    one_asks = Lock()  # the others wait, and find what it found
     app.router.routes += [_file_route(path) for path in PAGE_FILES]
     app.router.routes.append(Route("/favicon.ico", Response(status_code=204)))  # there is none
 
     @app.get("/about")
-    def about() -> dict:
+    async def about() -> dict:
         now = served.current
         marks = marks_of(now.tokenizer)
         facts = {"model": now.name, "is_story": now.is_story, "end_ids": marks.end_ids}
@@ -72,7 +75,9 @@ def add_page(
         return facts
 
     @app.post("/verdict")
-    def verdict(asked: TextToJudge) -> dict:
+    async def verdict(asked: TextToJudge) -> dict:
         if not served.current.is_story:
             raise ApiError(404, "This model was not trained on Tales, so nobody can judge its texts.")
-        return _verdict(asked.text, known())
+        async with one_asks:
+            stories = await run_in_threadpool(known)
+        return await run_in_threadpool(_verdict, asked.text, stories)
