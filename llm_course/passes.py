@@ -96,8 +96,8 @@ class Request:
 # %% ../nbs/15h_passes.ipynb #15g-passes
 class Passes:
     """Forward passes over the next ids of many requests. `fixed` ones have all rows, whoever is
-    there, and leave out no slot that could change a bit; then `reason` is None where a row's bits are always those that it has alone, else it says
-    why they are not."""
+    there, and leave out no slot that could change a bit; then `reason` is None where a row's bits
+    are always those that it has alone, else it says why they are not."""
 
     def __init__(
         self,

@@ -104,6 +104,8 @@ def _load(args: Namespace, folder: Path) -> Served:
     model, tokenizer = load_any(folder, "auto")
     if tokenizer is None:
         raise ValueError(f"{shown(folder)} has no tokenizer, so it cannot read or write text.")
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ValueError(f"{shown(folder)} holds weights that are no numbers: train it anew.")
     longest = min(args.context, model.config.max_seq_len)
     model.config = replace(model.config, max_seq_len=longest)
     make = partial(Engine, optimize_for_decoding(model), args.rows, max_waiting=_LIMITS.waiting)

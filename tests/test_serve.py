@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import math
 import os
 import re
 import shlex
@@ -156,6 +157,9 @@ def test_a_newer_model_is_served_and_a_stream_ends_on_the_old_one(servers, folde
     broken = save_checkpoint(folder / "run", 3, model, tokenizer) / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-100])
     wait_for(lambda: "what is new is not served" in "".join(server.errors), server.process)
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    save_checkpoint(folder / "run", 4, model, tokenizer)
+    wait_for(lambda: "weights that are no numbers" in "".join(server.errors), server.process)
     assert "model.safetensors" in "".join(server.errors) and server.fingerprint() == new
 
 
