@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from fastapi import Request
 
@@ -46,6 +46,20 @@ class Served:
         return card | {"owned_by": "llm_course"} | about
 
 # %% ../nbs/15g_answer.ipynb #15g-prompt
+_CHARACTERS = 16  # of a token at most, on average
+
+
+def _size(prompt: Any) -> int:
+    "Characters of a prompt or of what is said in a conversation, or how many ids."
+    is_talk = bool(prompt) and isinstance(prompt[0], dict)
+    return sum(len(one["content"]) for one in prompt) if is_talk else len(prompt)
+
+
+def _too_long() -> NoReturn:
+    message = "The prompt, max_tokens, or both together are more than can be had here."
+    raise ApiError(400, message, param="max_tokens", code="context_length_exceeded")
+
+
 def _read_prompt(served: Served, prompt: Any) -> tuple[list[int], list[int]]:
     "The ids in front of a prompt, and its own. ApiError for one that the model cannot read."
     tokenizer = served.tokenizer
@@ -147,14 +161,16 @@ class Answer:
         asked, n_tokens, self.n_top = body.asked()
         if self.n * len(asked) > limits.n_texts:
             refuse("n", "these are more texts than one request may ask for")
+        longest = min(served.model.config.max_seq_len, limits.prompt_tokens)
+        if max(map(_size, asked)) > _CHARACTERS * longest:
+            _too_long()
         prompts = [_read_prompt(served, prompt) for prompt in asked]
         lengths = [len(begin + ids) for begin, ids in prompts]
         room = min(served.model.config.max_seq_len - max(lengths), limits.max_tokens)
         self.n_read = sum(lengths)
         self.max_tokens = max(1, room) if n_tokens is None else n_tokens
         if self.max_tokens > room or max(lengths) > limits.prompt_tokens:
-            message = "The prompt, max_tokens, or both together are more than can be had here."
-            raise ApiError(400, message, param="max_tokens", code="context_length_exceeded")
+            _too_long()
         settings = text_settings(served.model, served.tokenizer, **body.sampling())
         if max(settings["logit_bias"], default=0) >= served.model.config.vocab_size:
             refuse("logit_bias", "it holds an id that the model does not know")

@@ -98,7 +98,8 @@ def _once(pairs: list[tuple]) -> dict:
 def _check_json(body: bytes, limits: Limits) -> None:
     "HTTPException 400 for what is no JSON in the strict sense (RFC 8259), or holds too much."
     if sum(map(body.count, (b"[", b"{", b":"))) > limits.body_marks:
-        raise HTTPException(400, f"The body has more than {limits.body_marks:,} of the marks [ {{ :.")
+        many = f"more than {limits.body_marks:,} brackets, braces and colons"
+        raise HTTPException(400, f"The body has {many}.")
     try:
         value = json.loads(body.decode(), object_pairs_hook=_once)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()

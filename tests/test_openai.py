@@ -316,6 +316,22 @@ SETTINGS = [  # each changes the text, and is what `generate_text` makes of it
 ]
 
 
+def test_a_prompt_that_cannot_fit_is_not_read(client, model_and_tokenizer, monkeypatch):
+    read = []
+    monkeypatch.setattr("llm_course.answer._read_prompt", lambda served, prompt: read.append(prompt))
+    most = 16 * model_and_tokenizer[0].config.max_seq_len
+    said = {"role": "user", "content": "a" * (most // 2 + 1)}
+    for ask in (
+        lambda: complete(client, prompt="a" * (most + 1)),
+        lambda: complete(client, prompt=["a", "b" * (most + 1)]),
+        lambda: complete(client, prompt=[5] * (most + 1)),
+        lambda: chat(client, messages=[said] * 2),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask()
+        assert caught.value.code == "context_length_exceeded" and read == []
+
+
 @pytest.fixture(scope="module")
 def exact(model_and_tokenizer):
     "A server in float64, where passes of any shape have the same bits for a text: model, client."
