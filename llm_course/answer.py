@@ -46,11 +46,11 @@ class Served:
         return card | {"owned_by": "llm_course"} | about
 
 # %% ../nbs/15g_answer.ipynb #15g-prompt
-def _read_prompt(served: Served, prompt: Any) -> tuple[list[int], list[int]]:
+def _read_prompt(served: Served, prompt: Any, name="prompt") -> tuple[list[int], list[int]]:
     "The ids in front of a prompt, and its own. ApiError for one that the model cannot read."
     tokenizer = served.tokenizer
     kind = type(prompt[0]) if prompt else str
-    name = "messages" if kind is dict else "prompt"
+    name = "messages" if kind is dict else name
     try:
         ids = prompt if kind is int else text_ids(tokenizer, prompt)
     except ValueError:
@@ -148,6 +148,8 @@ class Answer:
         if self.n * len(asked) > limits.n_texts:
             refuse("n", "these are more texts than one request may ask for")
         prompts = [_read_prompt(served, prompt) for prompt in asked]
+        if body.answer_ids:  # behind a conversation, which is one prompt
+            prompts[0][1].extend(_read_prompt(served, body.answer_ids, "answer_ids")[1])
         lengths = [len(begin + ids) for begin, ids in prompts]
         room = min(served.model.config.max_seq_len - max(lengths), limits.max_tokens)
         self.n_read = sum(lengths)
