@@ -55,7 +55,7 @@ def _bars(schedule: _Schedule, names: Sequence[str], step: float, top: int) -> I
             frame = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_ROW - 4}"'
             yield f'<rect {frame} fill="{fill}" fill-opacity="0.5" stroke="white"/>'
             if who is not None:
-                yield f'<text x="{x + 4:.1f}" y="{y + 14}">{escape(names[who])}</text>'
+                yield f'<text x="{x + 4:.1f}" y="{y + 14}">{escape(str(names[who]))}</text>'
             x += width
 
 
