@@ -185,7 +185,8 @@ async function begin(next, signal) {
     return ask("v1/chat/completions", chat, signal);
   }
   const ids = [...next.promptIds, ...written];
-  return ask("v1/completions", { ...asked, prompt: ids.length ? ids : "", logprobs: N_OTHERS }, signal);
+  const text = { ...asked, prompt: ids.length ? ids : "", logprobs: N_OTHERS };
+  return ask("v1/completions", text, signal);
 }
 
 async function receive(next, signal) {
