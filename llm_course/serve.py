@@ -171,7 +171,7 @@ def llm_serve(
     served = SimpleNamespace(current=load())
     app = make_app(served, _LIMITS)
     add_page(app, served, partial(_stories, args.folder))
-    paths = ("/health", *PAGE_FILES)
+    paths = ("/health", "/favicon.ico", *PAGE_FILES)
     hosts = (*Guard.hosts, args.host) if args.is_own else ()
     guard = Guard(app, _LIMITS, args.key, hosts, paths, lambda: served.current.engine.counts)
     config = uvicorn.Config(guard, http=PatientProtocol, log_config=None, timeout_graceful_shutdown=1)
