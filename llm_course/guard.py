@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
 from traceback import walk_tb
+from typing import Any
 from uuid import uuid4
 
 import h11
@@ -216,7 +217,7 @@ class PatientProtocol(H11Protocol):
         self.h11_event = self.conn.next_event
         self.conn.next_event = self._next_event
 
-    def _next_event(self) -> object:
+    def _next_event(self) -> Any:
         "What h11 reads next; of a body in chunks nothing, since `Guard` refuses it."
         return h11.PAUSED if b"transfer-encoding" in dict(self.headers or ()) else self.h11_event()
 
