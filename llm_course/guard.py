@@ -7,12 +7,16 @@ __all__ = ['Limits', 'Guard', 'PatientProtocol']
 
 # %% ../nbs/15b_guard.ipynb #15b-imports
 import asyncio
+import atexit
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hmac import compare_digest
+from queue import Full, Queue
+from threading import Thread
 from traceback import walk_tb
 from typing import Any
 from uuid import uuid4
@@ -41,11 +45,12 @@ class Limits:
     request_seconds: float = 300.0  # texts that take longer end there, with "length"
 
 # %% ../nbs/15b_guard.ipynb #15b-errors
-def _error(status: int, message: str) -> JSONResponse:
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     "An error in OpenAI's form."
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error}, status)
+    code = "invalid_api_key" if status == 401 else None
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return JSONResponse({"error": error}, status, headers)
 
 
 async def _failed(request, error: Exception) -> JSONResponse:
@@ -63,7 +68,8 @@ def _check_head(scope: dict, key: str, hosts: tuple[str, ...], open_paths: tuple
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
     has_key = scheme.lower() == b"bearer" and compare_digest(given.strip(), key.encode())
     if key and not has_key and scope["path"] not in open_paths:
-        raise HTTPException(401, "Send the server's key: Authorization: Bearer KEY.")
+        says = "Send the server's key: Authorization: Bearer KEY."
+        raise HTTPException(401, says, {"WWW-Authenticate": "Bearer"})
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if scope["method"] == "POST" and kind != b"application/json":
         raise HTTPException(415, "Send JSON, and say so: Content-Type: application/json.")
@@ -110,6 +116,16 @@ def _check_json(body: bytes, limits: Limits) -> None:
 
 # %% ../nbs/15b_guard.ipynb #15b-guard
 _LINE = ("time", "id", "path", "status", "seconds", "prompt_tokens", "completion_tokens", "error")
+_MAX_LINES = 1_000  # of the log that wait to be written
+
+
+def _write_lines(lines: Queue[str]) -> None:
+    "Write the log, in a thread of its own: nobody else waits for its reader."
+    while True:
+        line = lines.get()
+        with suppress(OSError, ValueError):  # there is no reader any more
+            print(line, file=sys.stderr, flush=True)
+        lines.task_done()
 
 
 @dataclass
@@ -131,6 +147,10 @@ class Guard:
         self.registry = own
         self.requests = Counter("llm_requests", "Requests by status.", ["status"], registry=own)
         self.first_token = Histogram("llm_first_token_seconds", "Time to it.", registry=own)
+        self.dropped = Counter("llm_log_lines_dropped", "The queue was full.", registry=own)
+        self.lines: Queue[str] = Queue(_MAX_LINES)
+        Thread(target=_write_lines, args=(self.lines,), daemon=True).start()
+        atexit.register(self.flush)
         self.app.add_exception_handler(Exception, _failed)
         self.app.add_api_route("/health", self.health)
         self.app.add_api_route("/metrics", self.metrics)
@@ -139,6 +159,14 @@ class Guard:
     async def health(self) -> JSONResponse:
         "200 while requests are taken, else 503."
         return JSONResponse({"is_stopping": self.is_stopping}, 503 if self.is_stopping else 200)
+
+    def flush(
+        self,
+        seconds: float = 1.0,  # at most
+    ) -> None:
+        "Wait until the log is written."
+        with self.lines.all_tasks_done:
+            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, seconds)
 
     async def metrics(self) -> PlainTextResponse:
         "What Prometheus fetches."
@@ -164,10 +192,11 @@ class Guard:
         async def next_message():
             return whole.pop() if whole else await receive()
 
-        await self.app(scope, next_message, send)
+        method = scope["method"].replace("HEAD", "GET")  # a server sends no body to a HEAD
+        await self.app(scope | {"method": method}, next_message, send)
 
     def _note(self, state: dict, start: float) -> None:
-        "Count a request, and write its line."
+        "Count a request, and let its line be written."
         state["seconds"] = round(time.perf_counter() - start, 4)
         texts = state.get("texts")
         if texts is not None:
@@ -175,7 +204,11 @@ class Guard:
             self.first_token.observe((texts.first_token_at or time.perf_counter()) - start)
         self.requests.labels(state["status"]).inc()
         line = {name: state[name] for name in _LINE if name in state}
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        try:
+            if state["path"] != "/health":
+                self.lines.put_nowait(json.dumps(line))
+        except Full:
+            self.dropped.inc()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -194,7 +227,7 @@ class Guard:
         try:
             await self._pass(scope | {"state": state}, receive, send_noted)
         except HTTPException as error:
-            answer = _error(error.status_code, error.detail)
+            answer = _error(error.status_code, error.detail, error.headers)
             if error.status_code != 400:  # what is left of its body is never read
                 answer.headers["Connection"] = "close"
             await answer(scope, receive, send_noted)

@@ -194,11 +194,11 @@ def refusal(
     errors: Sequence[dict],  # what Pydantic found in a body
 ) -> ApiError:               # of status 400
     "Refusal of a body: the place that is wrong, by its fields' names, and what must be there."
-    error = max(errors, key=lambda one: len(one["loc"]))
+    error = max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     if error["type"] == "json_invalid":
         return ApiError(400, "The body is no JSON.")
     places = [str(one) for one in error["loc"] if isinstance(one, int) or one in _FIELDS]
     param = ".".join(places) or None
     says = re.sub("^[A-Z][a-z]+ should", "must", error["msg"])
-    says = says.replace("Field required", "is missing")
+    says = says.replace("Field required", "is missing").replace(" after validation", "")
     return ApiError(400, f"{param or 'The body'} {says}.", param=param)

@@ -7,6 +7,7 @@ __all__ = ['llm_serve']
 
 # %% ../nbs/90o_serve.ipynb #90o0s003
 import os
+import re
 import socket
 import sys
 import time
@@ -63,7 +64,11 @@ def _arguments(argv: list[str], about: str | None) -> Namespace:
     args.folder = Path(args.folder or find_model(None))
     own = "tales" if args.folder == bundled_model() else args.folder.resolve().name
     args.name = args.name or own
-    args.key = args.api_key or os.environ.get("LLM_SERVE_KEY", "")
+    given = os.environ.get("LLM_SERVE_KEY") if args.api_key is None else args.api_key
+    args.key = (given or "").strip()
+    if given is not None and not re.fullmatch("[ -~]+", args.key):
+        name = "$LLM_SERVE_KEY" if args.api_key is None else "--api-key"
+        raise ValueError(f"{name} must be of printable ASCII, and not empty: give another one.")
     return args
 
 
@@ -171,10 +176,11 @@ def llm_serve(
     served = SimpleNamespace(current=load())
     app = make_app(served, _LIMITS)
     add_page(app, served, partial(_stories, args.folder))
-    paths = ("/health", *PAGE_FILES)
+    paths = ("/health", "/favicon.ico", *PAGE_FILES)
     hosts = (*Guard.hosts, args.host) if args.is_own else ()
     guard = Guard(app, _LIMITS, args.key, hosts, paths, lambda: served.current.engine.counts)
-    config = uvicorn.Config(guard, http=PatientProtocol, log_config=None, timeout_graceful_shutdown=1)
+    how = {"http": PatientProtocol, "ws": "none", "timeout_graceful_shutdown": 1}
+    config = uvicorn.Config(guard, log_config=None, **how)
     server = uvicorn.Server(config)
     thread = Thread(target=server.run, args=([listener],), daemon=True)
     host, port = listener.getsockname()[:2]

@@ -3,6 +3,7 @@ its own schema, and attacked by hand through sockets."""
 
 import asyncio
 import gzip
+import io
 import json
 import logging
 import re
@@ -53,6 +54,7 @@ class Loop:
     def __init__(self, app):
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.app = app
         transport = httpx.ASGITransport(app)
         self.client = httpx.AsyncClient(
             transport=transport, base_url="http://localhost", timeout=30
@@ -62,7 +64,9 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
     def send(self, method, path, **how):
-        return self.run(self.client.request(method, path, **how))
+        answer = self.run(self.client.request(method, path, **how))
+        self.app.flush()
+        return answer
 
     def post(self, path, body, **headers):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -291,6 +295,8 @@ def test_key(capsys):
             answer = loop.send(method, path, headers=JSON | {"Authorization": given_key.encode()})
             check_refused(answer)
             assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == "invalid_api_key"
     for path in ("/health", *PAGE_FILES):
         assert loop.send("GET", path).status_code == 200
     for given_key in ("Bearer sésame", "bearer  sésame"):
@@ -437,6 +443,7 @@ def test_an_exception(capsys, caplog):
     with serving(guard, loop) as server:
         broken = raw(server, b"GET /breaks HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"begun" in broken and not broken.endswith(b"0\r\n\r\n")
+    guard.flush()
     said = capsys.readouterr().err
     lines = lines_of(said)
     assert "ValueError in fails" in lines[0]["error"] and lines[0]["status"] == 500
@@ -489,6 +496,52 @@ def test_the_log(house, capsys):
     assert lines[0]["prompt_tokens"] > 3 and lines[0]["completion_tokens"] == 4
     assert len({line["id"] for line in lines}) == 3
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lines[0]["time"])
+    assert house.loop.send("GET", "/health").status_code == 200
+    assert capsys.readouterr().err == ""
+
+
+class Paused(io.StringIO):
+    "A stream whose reader stands still until it goes on."
+
+    def __init__(self):
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def write(self, text):
+        self.goes_on.wait(30)
+        return super().write(text)
+
+
+def test_a_log_that_nobody_reads(monkeypatch):
+    "It holds nobody up. What waits is written when its reader goes on, what was too much is counted."
+    monkeypatch.setattr("llm_course.guard._MAX_LINES", 3)
+    monkeypatch.setattr("sys.stderr", Paused())
+    guard = Guard(FastAPI(), LIMITS)
+    loop = Loop(guard)
+
+    def statuses():
+        return [loop.run(loop.client.get("/metrics")).status_code for _ in range(6)]
+
+    assert statuses() == [200] * 6
+    n_dropped = guard.registry.get_sample_value("llm_log_lines_dropped_total")
+    assert n_dropped in (2, 3)  # one may be in the writer's hand
+    start = time.time()
+    guard.flush(0.05)
+    assert 0.05 <= time.time() - start < 1
+    sys.stderr.goes_on.set()
+    guard.flush(10)
+    assert len(lines_of(sys.stderr.getvalue())) == 6 - n_dropped
+    sys.stderr.close()  # and a log that is closed holds nobody up either
+    assert statuses() == [200] * 6
+    guard.flush(10)
+    assert not guard.lines.unfinished_tasks
+
+
+def test_head(server):
+    "Balancers ask so: the head of a GET, and no body."
+    for path in (b"/health", b"/v1/models", b"/"):
+        said = raw(server, b"HEAD %s HTTP/1.0\r\nHost: localhost\r\n\r\n" % path)
+        assert said.startswith(b"HTTP/1.1 200") and said.endswith(b"\r\n\r\n")
 
 
 # Through sockets.
@@ -548,6 +601,7 @@ def test_nonsense_at_a_socket(house, server, name, capsys, caplog):
         head, _, body = said.partition(b"\r\n\r\n")
         assert re.match(rb"HTTP/1.1 4\d\d ", head), said[:200]
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    house.guard.flush()
     assert CANARY not in capsys.readouterr().err + caplog.text
     assert raw(server, b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(
         b"HTTP/1.1 200"

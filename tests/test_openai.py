@@ -163,6 +163,14 @@ def test_a_refused_field_is_named(name):
             }
 
 
+def test_a_wrong_number_of_items_is_told():
+    "And not that a text would have been right, too."
+    five = told(CompletionRequest, {"model": "tales", "stop": ["a"] * 5})
+    assert five["message"] == "stop must have at most 4 items, not 5."
+    none = told(CompletionRequest, {"model": "tales", "prompt": []})
+    assert none["message"] == "prompt must have at least 1 item, not 0."
+
+
 WRONG = [  # a piece of JSON, and the field that is named
     ('"model": 5', "model"),
     ('"model": null', "model"),

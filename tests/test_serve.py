@@ -116,7 +116,7 @@ def servers(folder, models):
     "Both start at the same time: one of a checkpoint, and one that follows a run, behind a key."
     follows = ("run", "--name", "served", "--reload", "--host", "0.0.0.0", "--rows", 4)
     found = [Server(folder, "run/step-0000001", "--name", "served", "--rows", 4)]
-    found.append(Server(folder, *follows, LLM_SERVE_KEY=KEY))
+    found.append(Server(folder, *follows, LLM_SERVE_KEY=f" {KEY}\r\n"))
     for server in found:
         server.ready().end = models[1].eos_id
     yield found
@@ -145,6 +145,7 @@ def test_a_newer_model_is_served_and_a_stream_ends_on_the_old_one(servers, folde
     model, tokenizer = models
     with pytest.raises(HTTPError, match="401"):
         urlopen(f"{server.address}/v1/models")
+    assert urlopen(f"{server.address}/favicon.ico").status == 204
     old = server.fingerprint()
     stream = Stream(server, 1500)
     torch.nn.init.normal_(model.lm_head.weight)
@@ -191,6 +192,12 @@ def test_refusals(capsys, folder, models, monkeypatch):
             assert llm_serve(shlex.split(words)) == 2, words
             said = capsys.readouterr().err
             assert sentence in said and said.count("\n") == 1 and len(said) <= 301, said
+    for key in ("", " ", "\r\n", "sésame", "a\tb"):
+        monkeypatch.setenv("LLM_SERVE_KEY", key)
+        for name, words in {"$LLM_SERVE_KEY": [], "--api-key": ["--api-key", key]}.items():
+            assert llm_serve(words) == 2
+            says = f"llm_serve: {name} must be of printable ASCII, and not empty: give another one.\n"
+            assert capsys.readouterr().err == says
 
 
 def test_without_the_extra_it_says_what_to_install():
