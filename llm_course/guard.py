@@ -18,6 +18,7 @@ from hmac import compare_digest
 from queue import Full, Queue
 from threading import Thread
 from traceback import walk_tb
+from typing import Any
 from uuid import uuid4
 
 import h11
@@ -245,7 +246,7 @@ class PatientProtocol(H11Protocol):
         self.h11_event = self.conn.next_event
         self.conn.next_event = self._next_event
 
-    def _next_event(self) -> object:
+    def _next_event(self) -> Any:
         "What h11 reads next; of a body in chunks nothing, since `Guard` refuses it."
         return h11.PAUSED if b"transfer-encoding" in dict(self.headers or ()) else self.h11_event()
 
