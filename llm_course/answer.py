@@ -60,11 +60,11 @@ def _too_long() -> NoReturn:
     raise ApiError(400, message, param="max_tokens", code="context_length_exceeded")
 
 
-def _read_prompt(served: Served, prompt: Any) -> tuple[list[int], list[int]]:
+def _read_prompt(served: Served, prompt: Any, name="prompt") -> tuple[list[int], list[int]]:
     "The ids in front of a prompt, and its own. ApiError for one that the model cannot read."
     tokenizer = served.tokenizer
     kind = type(prompt[0]) if prompt else str
-    name = "messages" if kind is dict else "prompt"
+    name = "messages" if kind is dict else name
     try:
         ids = prompt if kind is int else text_ids(tokenizer, prompt)
     except ValueError:
@@ -165,6 +165,8 @@ class Answer:
         if max(map(_size, asked)) > _CHARACTERS * longest:
             _too_long()
         prompts = [_read_prompt(served, prompt) for prompt in asked]
+        if body.answer_ids:  # behind a conversation, which is one prompt
+            prompts[0][1].extend(_read_prompt(served, body.answer_ids, "answer_ids")[1])
         lengths = [len(begin + ids) for begin, ids in prompts]
         room = min(served.model.config.max_seq_len - max(lengths), limits.max_tokens)
         self.n_read = sum(lengths)

@@ -131,6 +131,7 @@ _Few = Field(min_length=1, max_length=128, fail_fast=True)
 class CompletionRequest(_Request):
     "Request to go on with texts."
 
+    answer_ids: ClassVar[None] = None  # of a chat alone: a prompt of ids says it
     prompt: str | _Ids | Annotated[list[str], _Few] | Annotated[list[_Ids], _Few] | None = None
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
@@ -167,6 +168,7 @@ class ChatRequest(_Request):
 
     echo: ClassVar[bool] = False  # an answer stands alone
     messages: list[Message] = Field(min_length=1, fail_fast=True)
+    answer_ids: _Ids | None = None  # that the answer begins with; what is returned comes behind
     max_completion_tokens: int | None = Field(None, ge=0, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -20,6 +20,8 @@ from pathlib import Path
 from threading import Thread, Timer
 from types import SimpleNamespace
 
+import torch
+
 from .checkpoint import bundled_model, find_model, is_trained_on
 from .config import load_config
 from .fast import optimize_for_decoding
@@ -116,7 +118,10 @@ def _load(args: Namespace, folder: Path) -> Served:
     make = partial(Engine, optimize_for_decoding(model), args.rows, max_waiting=_LIMITS.waiting)
     engine = make()
     if not engine.invariant:
-        print("rounding    a text may depend on its neighbors: OMP_NUM_THREADS=1 may help")
+        torch.set_num_threads(1)  # the memory of a second one may be aligned otherwise
+        engine = make()
+    if not engine.invariant:
+        print("rounding    a text may depend on its neighbors")
         engine = make(fixed=False)
     engine.start()
     print(f"{args.name:11} {shown(folder)}", flush=True)

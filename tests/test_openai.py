@@ -123,6 +123,7 @@ def test_every_field_is_decided_about(ours, theirs):
     assert official - set(ours.model_fields) <= set(REFUSED)
     assert not set(ours.model_fields) & set(REFUSED)
     extra = OURS | {*ASKS_NOTHING} if "model" in ours.model_fields else set()
+    extra |= {"answer_ids"} if ours is ChatRequest else set()
     assert set(ours.model_fields) <= official | extra
 
 
@@ -275,6 +276,10 @@ TOLD = [  # messages, or another field of a chat, and the field that is named
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
     ({"prompt": "Zyx7"}, "prompt"),
     ({"echo": True}, "echo"),
+    ({"answer_ids": []}, "answer_ids"),
+    ({"answer_ids": ["Zyx7"]}, "answer_ids.0"),
+    ({"answer_ids": [5, 1023]}, "answer_ids"),  # end-of-text, a special token
+    ({"answer_ids": [100_000]}, "answer_ids"),
 ]
 
 
@@ -454,6 +459,20 @@ def test_a_stream_of_a_chat_is_the_whole(client):
     ) as stream:  # what the client itself makes of the pieces
         final = stream.get_final_completion()
     assert [c.message.content for c in final.choices] == [c.message.content for c in whole.choices]
+
+
+def test_an_answer_goes_on_behind_its_first_ids(client):
+    asked = {"temperature": 0, "seed": 1, "logprobs": True, "max_tokens": 20}
+    whole = chat(client, **asked)
+    tokens = whole.choices[0].logprobs.content
+    begin = [token.id for token in tokens[:8]]
+    rest = chat(client, **asked | {"max_tokens": 12}, extra_body={"answer_ids": begin})
+    assert [token.id for token in rest.choices[0].logprobs.content] == [t.id for t in tokens[8:]]
+    said = "".join(token.token for token in tokens[:8])
+    assert said + rest.choices[0].message.content == whole.choices[0].message.content
+    assert rest.usage.prompt_tokens == whole.usage.prompt_tokens + 8
+    assert rest.usage.total_tokens == whole.usage.total_tokens
+    assert told(CompletionRequest, {"model": "tales", "answer_ids": begin})["param"] == "answer_ids"
 
 
 def test_parts_and_a_developer_are_as_text_and_system(client):

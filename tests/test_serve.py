@@ -145,7 +145,7 @@ def test_a_newer_model_is_served_and_a_stream_ends_on_the_old_one(servers, folde
     model, tokenizer = models
     with pytest.raises(HTTPError, match="401"):
         urlopen(f"{server.address}/v1/models")
-    assert urlopen(f"{server.address}/favicon.ico").status == 204
+    assert urlopen(f"{server.address}/favicon.ico").status == 204  # without a key, as the page
     old = server.fingerprint()
     stream = Stream(server, 1500)
     torch.nn.init.normal_(model.lm_head.weight)

@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 
 let about = null; // what the server says of its model
 let key = ""; // kept in this page alone
-let draft = null; // what is shown: {prompt | messages, promptIds, tokens, seed, ended}
+let draft = null; // what is shown: {prompt, promptIds | messages, nRead, tokens, seed, ended}
 let past = []; // the drafts before it, for Undo
 let turns = []; // what was said before, in a chat
 let spans = []; // of the draft's tokens
@@ -125,13 +125,21 @@ function textTokens({ text, logprobs }) {
   });
 }
 
-// The same of /v1/chat/completions.
-function chatTokens({ logprobs }) {
+// What decodes the bytes that come behind tokens, the last of which may have begun a character.
+function decoderBehind(tokens) {
   const decoder = new TextDecoder();
-  const named = ({ token, logprob, id }) => ({ name: token, logProb: logprob, id });
+  const decode = (bytes) => decoder.decode(Uint8Array.from(bytes), { stream: true });
+  for (const { bytes } of tokens.slice(-3)) decode(bytes ?? []);
+  return decode;
+}
+
+// The same of /v1/chat/completions.
+function chatTokens({ logprobs }, before) {
+  const decode = decoderBehind(before);
+  const named = ({ token, logprob, id, bytes }) => ({ name: token, logProb: logprob, id, bytes });
   return (logprobs?.content ?? []).map((said) => ({
     ...named(said),
-    text: said.bytes ? decoder.decode(Uint8Array.from(said.bytes), { stream: true }) : said.token,
+    text: said.bytes ? decode(said.bytes) : said.token,
     others: said.top_logprobs.map(named),
   }));
 }
@@ -154,20 +162,30 @@ async function idsOf(prompt, signal) {
   return choices[0].logprobs.token_ids;
 }
 
+// How many tokens a conversation is, with the marks of its template: the API says it.
+async function lengthOf(messages, signal) {
+  const asked = { model: about.model, messages, max_tokens: 0 };
+  return (await askJson("v1/chat/completions", asked, signal)).usage.prompt_tokens;
+}
+
 // Ask for what follows. Tokens that are there already are named by their ids, so that the model
 // reads what it wrote, and not what its text would be cut into.
 async function begin(next, signal) {
   const asked = settings();
+  const written = next.tokens.map((token) => token.id);
+  if (next.messages) next.nRead ??= await lengthOf(next.messages, signal);
+  else next.promptIds ??= await idsOf(next.prompt, signal);
+  const nRead = next.nRead ?? next.promptIds.length + 1;
+  const room = about.max_len - nRead - written.length;
+  if (room < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
+  asked.max_tokens = Math.min(asked.max_tokens, room);
   if (next.messages) {
     const chat = { ...asked, messages: next.messages, logprobs: true, top_logprobs: N_OTHERS };
+    if (written.length) chat.answer_ids = written;
     return ask("v1/chat/completions", chat, signal);
   }
-  next.promptIds ??= await idsOf(next.prompt, signal);
-  const ids = [...next.promptIds, ...next.tokens.map((token) => token.id)];
-  const room = about.max_len - 1 - ids.length;
-  if (room < 1) throw new Refused(`The text fills all ${about.max_len} tokens.`);
-  const max_tokens = Math.min(asked.max_tokens, room);
-  const text = { ...asked, max_tokens, prompt: ids.length ? ids : "", logprobs: N_OTHERS };
+  const ids = [...next.promptIds, ...written];
+  const text = { ...asked, prompt: ids.length ? ids : "", logprobs: N_OTHERS };
   return ask("v1/completions", text, signal);
 }
 
@@ -176,7 +194,7 @@ async function receive(next, signal) {
   const read = next.messages ? chatTokens : textTokens;
   let ended = null;
   for await (const { choices } of chunks(answer)) {
-    next.tokens.push(...read(choices[0]));
+    next.tokens.push(...read(choices[0], next.tokens));
     if (next === draft) drawTokens();
     ended = choices[0].finish_reason ?? ended;
   }
@@ -212,12 +230,15 @@ async function write(next) {
 // Nothing came: the text is again what it was before.
 function takeBack(next) {
   showAgain(past.pop());
-  const said = next.messages?.at(-1).content;
-  if (said && $("prompt").value === "") $("prompt").value = said;
+  if (isNewTurn(next) && $("prompt").value === "") $("prompt").value = next.messages.at(-1).content;
+}
+
+function isNewTurn(next) {
+  return Boolean(next.messages) && next.messages !== draft?.messages;
 }
 
 function writeAgain(next) {
-  if (next.messages) $("prompt").value = "";
+  if (isNewTurn(next)) $("prompt").value = "";
   write({ ...next, tokens: next.tokens.slice() });
 }
 
@@ -313,10 +334,8 @@ function drawTokens() {
   for (const token of draft.tokens.slice(spans.length)) drawToken(token);
 }
 
-// An answer of a chat stands behind marks that only the chat template writes: it is not gone on
-// from another token.
 function canGoOn() {
-  return Boolean(draft?.tokens.length) && !draft.messages;
+  return Boolean(draft?.tokens.length);
 }
 
 function drawButtons() {
@@ -371,7 +390,7 @@ function look(i) {
   if (!token) return;
   const place = `Token ${i + 1} of ${draft.tokens.length}`;
   $("looked").textContent = `${place}: “${visible(token.name)}” with ${chance(token.logProb)}.`;
-  if (held === i && canGoOn()) $("looked").textContent += " Choose one to go on from it:";
+  if (held === i) $("looked").textContent += " Choose one to go on from it:";
   const stands = token.others.some((other) => other.id === token.id) ? [] : [token];
   $("others").append(...[...token.others, ...stands].map((other) => drawOther(i, other)));
 }
@@ -388,7 +407,6 @@ function drawOther(i, other) {
   button.ariaLabel = `“${other.name}”, ${chance(other.logProb)}${here}`;
   button.ariaCurrent = isHere;
   button.onclick = () => choose(i, other);
-  turnOff(button, !canGoOn());
   row.append(button);
   return row;
 }
@@ -407,11 +425,11 @@ function letGo() {
 
 // Go on from another token: what stood before it stays, what followed is written anew.
 function choose(i, other) {
-  if (!canGoOn()) return;
   const before = draft.tokens.slice(0, i);
   const { others } = draft.tokens[i];
-  const isPart = /^(⟨\w\w⟩)+$/.test(other.name); // of a character: its last token has the text
-  const text = isPart ? "" : (other.text ?? other.name);
+  const isPart = /^(⟨\w\w⟩|\ufffd)+$/.test(other.name); // of a character: its last has the text
+  const named = isPart ? "" : (other.text ?? other.name);
+  const text = other.bytes ? decoderBehind(before)(other.bytes) : named;
   const isEnd = about.end_ids.includes(other.id);
   const tokens = isEnd ? before : [...before, { ...other, text, others }];
   const next = { ...draft, tokens };
