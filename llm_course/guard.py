@@ -121,9 +121,8 @@ _MAX_LINES = 1_000  # of the log that wait to be written
 def _write_lines(lines: Queue[str]) -> None:
     "Write the log, in a thread of its own: nobody else waits for its reader."
     while True:
-        line = lines.get()
         with suppress(OSError, ValueError):  # there is no reader any more
-            print(line, file=sys.stderr, flush=True)
+            print(lines.get(), file=sys.stderr, flush=True)
         lines.task_done()
 
 
@@ -159,13 +158,10 @@ class Guard:
         "200 while requests are taken, else 503."
         return JSONResponse({"is_stopping": self.is_stopping}, 503 if self.is_stopping else 200)
 
-    def flush(
-        self,
-        seconds: float = 1.0,  # at most
-    ) -> None:
-        "Wait until the log is written."
+    def flush(self) -> None:
+        "Wait until the log is written, for at most a second."
         with self.lines.all_tasks_done:
-            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, seconds)
+            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, 1)
 
     async def metrics(self) -> PlainTextResponse:
         "What Prometheus fetches."
