@@ -105,8 +105,7 @@ def _once(pairs: list[tuple]) -> dict:
 def _check_json(body: bytes, limits: Limits) -> None:
     "HTTPException 400 for what is no JSON in the strict sense (RFC 8259), or holds too much."
     if sum(map(body.count, (b"[", b"{", b":"))) > limits.body_marks:
-        many = f"more than {limits.body_marks:,} brackets, braces and colons"
-        raise HTTPException(400, f"The body has {many}.")
+        raise HTTPException(400, f"More than {limits.body_marks:,} brackets, braces and colons.")
     try:
         value = json.loads(body.decode(), object_pairs_hook=_once)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
@@ -179,7 +178,7 @@ class Guard:
         "Check a request, and hand it on with its whole body."
         _check_head(scope, self.key, self.hosts, self.open_paths)
         if self.is_stopping and scope["method"] == "POST":
-            raise HTTPException(503, "The server is about to end: ask another one.")
+            raise HTTPException(503, "The server ends soon: ask another one.", {"Retry-After": "1"})
         body = await _read_body(receive, self.limits)
         if scope["method"] == "POST":
             _check_json(body, self.limits)
@@ -236,9 +235,8 @@ class Guard:
 # %% ../nbs/15b_guard.ipynb #15b-protocol
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to its patience: `uvicorn.Config(guard, http=PatientProtocol)`.
-    It hangs up the `transport` where headers are not whole, or nothing is read, for
-    `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why). Chunks of
-    a body are not read."""
+    It reads no chunks. It hangs up the `transport` where headers are not whole, or nothing is read,
+    for `head_seconds`, at one connection too many, and at what is no HTTP (`msg` says why)."""
 
     def __init__(self, config, *state, **more):  # uvicorn's
         super().__init__(config, *state, **more)
