@@ -33,8 +33,10 @@ def _token(served: Served, i: int) -> dict:
     if "\ufffd" in text and served.tokenizer.has_id(i):
         data = list(served.tokenizer.decode_bytes([i]))  # some of the bytes of a character
     byte = served.tokenizer.byte_of(i)
-    known = data if byte is None else [byte]
-    served.spelled[i] = {"token": text, "id": i, "bytes": known}
+    if byte is not None:
+        data = [byte]
+    known = b"\xef\xbf\xbd" not in bytes(data)  # else a library put U+FFFD in their place
+    served.spelled[i] = {"token": text, "id": i, "bytes": data if known else None}
     return served.spelled[i]
 
 
