@@ -197,7 +197,8 @@ def test_a_lesson_shows_its_source_and_its_figures(site, path):
     text = text_of(page)
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
-    figures = sum("image/png" in output.get("data", {}) for output in outputs)
+    kinds = {"image/png", "image/svg+xml"}
+    figures = sum(not kinds.isdisjoint(output.get("data", {})) for output in outputs)
     shown = re.findall(r'<img alt="figure" src="([^"]+)"', html)
     assert len(shown) == figures
     assert all((page.parent / name).is_file() for name in shown)
