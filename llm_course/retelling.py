@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .context import device_of, evaluating
 from .corpus import Choice, Fork, Mention, Slot, Tales, compile_template, mention_text
 from .packing import tokenize_documents
+from .reading import pad_rows
 
 # %% ../nbs/17a_retelling.ipynb #17a-data
 FACTS = {
@@ -202,21 +203,17 @@ class PairBatch(NamedTuple):
         return PairBatch(*(part.to(device) for part in self))
 
 
-def _padded(rows: Iterable[np.ndarray], value: int) -> Tensor:  # (B, T) int64
-    "Rows of ids, each filled up with `value` to the longest."
-    return pad_sequence([*map(torch.from_numpy, rows)], batch_first=True, padding_value=value)
-
-
 def pair_batch(
     pairs: Pairs,
     which: Iterable[int],  # the numbers of the pairs, B of them
 ) -> PairBatch:
     "Batch of the chosen pairs: a target is read up to its last token, and asked from its second."
-    sources, targets = zip(*[(pairs.sources[i], pairs.targets[i]) for i in which])
-    source_ids = _padded(sources, -1)
-    ids = _padded([row[:-1] for row in targets], 0)
-    asked = _padded([row[1:] for row in targets], -100)
-    return PairBatch(ids, asked, source_ids.clamp(min=0), source_ids >= 0)
+    numbers = list(which)
+    source_ids, source_mask = pad_rows([pairs.sources[i] for i in numbers])
+    targets = [torch.from_numpy(pairs.targets[i]) for i in numbers]
+    ids = pad_sequence([row[:-1] for row in targets], batch_first=True)
+    asked = pad_sequence([row[1:] for row in targets], batch_first=True, padding_value=-100)
+    return PairBatch(ids, asked, source_ids, source_mask)
 
 # %% ../nbs/17a_retelling.ipynb #17a-loader
 def _batches_of_epoch(lengths: np.ndarray, batch_size: int, seed: list[int]) -> list[np.ndarray]:
