@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .cache import KVCache
 from .context import device_of, empty_cache, evaluating, unwrap
@@ -40,12 +41,12 @@ class Source(NamedTuple):
 # %% ../nbs/17d_reading.ipynb #17d-rows
 def pad_rows(
     rows: Sequence[Sequence[int]],  # B texts of ids, of any lengths, at least one id each
-) -> tuple[Tensor, Tensor]:  # ids (B, S), with 0 as padding on the right; and what is text, bool
-    "Padding: texts of any lengths as one tensor, and a mask, True where there is text."
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    lengths = torch.tensor([[len(row)] for row in rows])
-    return ids, torch.arange(longest) < lengths
+) -> tuple[Tensor, Tensor]:  # ids (B, S), 0 as padding on the right; mask (B, S), True: text
+    "Padding: texts of any lengths as one tensor. ValueError where there is no text, or an empty one."
+    if not rows or not all(map(len, rows)):
+        raise ValueError(f"{len(rows)} texts, one of them empty or none at all: each needs an id.")
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
+    return ids.clamp(min=0), ids >= 0
 
 # %% ../nbs/17d_reading.ipynb #17d-mask
 def attention_mask(
@@ -117,8 +118,8 @@ class Reading(nn.Module):
             return self.source
         if not set(rows) <= set(range(n)):
             raise ValueError(
-                f"A row that joins has none of the {n} sources; make a reading of one source for "
-                "each text that joins."
+                f"There are {n} sources, and a row that has none of them: write at most {n} texts, "
+                "none that joins later, or read one source for all."
             )
         if rows != self._rows:
             self._selected = self.source.select(rows)

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .context import device_of, evaluating
 from .corpus import Choice, Fork, Mention, Slot, Tales, compile_template, mention_text
 from .packing import tokenize_documents
+from .reading import pad_rows
 
 # %% ../nbs/17a_retelling.ipynb #17a-data
 FACTS = {
@@ -85,73 +86,29 @@ def facts(
 # %% ../nbs/17a_retelling.ipynb #17a-verbs
 VERBS = {
     "lost": {
-        "was": "is",
-        "had found": "has found",
-        "left": "leaves",
-        "went": "goes",
-        "could not": "cannot",
-        "felt": "feels",
-        "said": "says",
-        "looked": "look",
-        "found": "find",
+        "was": "is", "had found": "has found", "left": "leaves", "went": "goes", "felt": "feels",
+        "could not": "cannot", "said": "says", "looked": "look", "found": "find",
     },
     "swap": {
-        "met": "meets",
-        "had": "has",
-        "said": "says",
-        "laughed": "laugh",
-        "shook": "shake",
-        "thought": "think",
-        "took": "takes",
-        "felt": "feel",
-        "showed": "shows",
+        "met": "meets", "had": "has", "said": "says", "laughed": "laugh", "shook": "shake",
+        "thought": "think", "took": "takes", "felt": "feel", "showed": "shows",
     },
     "birthday": {
-        "wanted": "wants",
-        "went": "goes",
-        "was": "is",
-        "saw": "sees",
-        "said": "says",
-        "paid": "pays",
-        "put": "puts",
-        "opened": "opens",
-        "cried": "cries",
+        "wanted": "wants", "went": "goes", "was": "is", "saw": "sees", "said": "says",
+        "paid": "pays", "put": "puts", "opened": "opens", "cried": "cries",
         "whispered": "whispers",
     },
     "storm": {
-        "went": "go",
-        "began": "begins",
-        "hid": "hide",
-        "felt": "feels",
-        "said": "says",
-        "told": "tells",
-        "ate": "eat",
-        "waited": "wait",
-        "stopped": "stops",
-        "could": "can",
+        "went": "go", "began": "begins", "hid": "hide", "felt": "feels", "said": "says",
+        "told": "tells", "ate": "eat", "waited": "wait", "stopped": "stops", "could": "can",
     },
     "cooking": {
-        "wanted": "wants",
-        "had": "has",
-        "knocked": "knocks",
-        "said": "says",
-        "sang": "sing",
-        "danced": "dance",
-        "waited": "wait",
-        "was": "is",
-        "were": "are",
-        "took": "takes",
+        "wanted": "wants", "had": "has", "knocked": "knocks", "said": "says", "sang": "sing",
+        "danced": "dance", "waited": "wait", "was": "is", "were": "are", "took": "takes",
     },
     "runaway": {
-        "had": "has",
-        "loved": "loves",
-        "was": "is",
-        "ran": "runs",
-        "said": "says",
-        "looked": "look",
-        "found": "find",
-        "heard": "hear",
-        "carried": "carries",
+        "had": "has", "loved": "loves", "was": "is", "ran": "runs", "said": "says",
+        "looked": "look", "found": "find", "heard": "hear", "carried": "carries",
         "slept": "sleeps",
     },
 }
@@ -225,7 +182,7 @@ def tokenize_pairs(
     if len(sources) != len(targets):
         raise ValueError(f"{len(sources)} sources and {len(targets)} targets make no pairs.")
     ids = [np.asarray(row, np.int64) for row in tokenizer.encode_batch(sources)]
-    return Pairs(ids, [*tokenize_documents(targets, tokenizer)])
+    return Pairs(ids, [row.astype(np.int64) for row in tokenize_documents(targets, tokenizer)])
 
 # %% ../nbs/17a_retelling.ipynb #17a-batch
 class PairBatch(NamedTuple):
@@ -246,50 +203,43 @@ class PairBatch(NamedTuple):
         return PairBatch(*(part.to(device) for part in self))
 
 
-def _padded(rows: Iterable[np.ndarray], value: int) -> Tensor:  # (B, T) int64
-    "Rows of ids, each filled up with `value` to the longest."
-    tensors = [torch.from_numpy(np.asarray(row, np.int64)) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value)
-
-
 def pair_batch(
     pairs: Pairs,
-    which: Sequence[int] | np.ndarray,  # the numbers of the pairs, B of them
+    which: Iterable[int],  # the numbers of the pairs, B of them
 ) -> PairBatch:
-    "Batch of the chosen pairs. A target is read up to its last token, and asked from its second."
-    sources = [pairs.sources[i] for i in which]
-    targets = [pairs.targets[i] for i in which]
-    source_ids = _padded(sources, -1)
-    source_mask = source_ids >= 0
-    ids = _padded([row[:-1] for row in targets], 0)
-    return PairBatch(
-        ids, _padded([row[1:] for row in targets], -100), source_ids.clamp(min=0), source_mask
-    )
+    "Batch of the chosen pairs: a target is read up to its last token, and asked from its second."
+    numbers = list(which)
+    source_ids, source_mask = pad_rows([pairs.sources[i] for i in numbers])
+    targets = [torch.from_numpy(pairs.targets[i]) for i in numbers]
+    ids = pad_sequence([row[:-1] for row in targets], batch_first=True)
+    asked = pad_sequence([row[1:] for row in targets], batch_first=True, padding_value=-100)
+    return PairBatch(ids, asked, source_ids, source_mask)
 
 # %% ../nbs/17a_retelling.ipynb #17a-loader
+def _batches_of_epoch(lengths: np.ndarray, batch_size: int, seed: list[int]) -> list[np.ndarray]:
+    "Which pairs share a batch, for all batches of an epoch in their order."
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))  # so that pairs of one length trade places
+    order = order[np.argsort(lengths[order], kind="stable")]
+    starts = rng.permutation(np.arange(0, len(order), batch_size))
+    return [order[start : start + batch_size] for start in starts]
+
+
 def pair_batches(
     pairs: Pairs,
-    batch_size: int,            # B, pairs in a batch; the last of an epoch may have fewer
-    seed: int | None = 0,       # of the order; None: from the shortest to the longest
+    batch_size: int,            # B, pairs in a batch; one batch of an epoch may have fewer
+    seed: int = 0,              # of the order, at least 0
     epochs: int | None = None,  # None: without end
 ) -> Iterator[PairBatch]:
-    """Dataloader of pairs: those of about one length share a batch, so that little is padding; which
-    ones, and the order of the batches, is drawn anew in each epoch. ValueError where there is no
-    pair, or `batch_size` is below 1."""
+    """Dataloader of pairs. Those of about one length share a batch, so that little is padding;
+    which ones, and the order of the batches, is drawn anew for each epoch. ValueError where there
+    is no pair, or `batch_size` is below 1."""
     lengths = np.array([len(s) + len(t) for s, t in zip(*pairs, strict=True)])
     if len(lengths) == 0 or batch_size < 1:
         raise ValueError(f"{len(lengths)} pairs in batches of {batch_size}: both must be above 0.")
     numbers = count() if epochs is None else range(epochs)
-    order = np.arange(len(lengths))
-    starts = np.arange(0, len(lengths), batch_size)
-    for epoch in numbers:
-        if seed is not None:
-            rng = np.random.default_rng([seed, epoch])
-            order = rng.permutation(len(lengths))
-            rng.shuffle(starts)
-        by_length = order[np.argsort(lengths[order], kind="stable")]
-        for start in starts:
-            yield pair_batch(pairs, by_length[start : start + batch_size])
+    order = (_batches_of_epoch(lengths, batch_size, [seed, epoch]) for epoch in numbers)
+    return (pair_batch(pairs, which) for which in chain.from_iterable(order))
 
 # %% ../nbs/17a_retelling.ipynb #17a-exact
 def exact_answers(
@@ -313,6 +263,6 @@ def exact_match(
 ) -> float:                       # between 0 and 1
     "Exact match: the share of stories to which the greedy answer is right, letter by letter."
     pairs = tokenize_pairs(stories, [task(story) for story in stories], tokenizer)
-    batches = pair_batches(pairs, batch_size, seed=None, epochs=1)
+    batches = pair_batches(pairs, batch_size, epochs=1)
     right = torch.cat([exact_answers(model, batch) for batch in batches])
     return right.double().mean().item()

@@ -7,7 +7,6 @@ __all__ = ['T5_FAMILIES', 'relative_buckets', 'RelativePositionBias', 't5_config
 
 # %% ../nbs/17c_t5.ipynb #17c-imports
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .hfmaps import weight_map
 from .hfweights import LazyTensor, check_weights, fill_model, load_tensor, open_weights
 from .model_config import GPTConfig
 from .pretrained import read_tokenizer
-from .strangers import check_memory, damage_told, short
+from .strangers import check_memory, damage_told
 from .text_marks import fits_rows
 
 # %% ../nbs/17c_t5.ipynb #17c-buckets
