@@ -6,6 +6,7 @@
 __all__ = ['farthest_look', 'AttentionExplorer', 'keenest_look', 'CrossAttentionExplorer']
 
 # %% ../../nbs/support/widgets/attention.ipynb #f6f3e2bc
+from collections.abc import Sequence
 from typing import Any
 
 import anywidget
@@ -36,15 +37,15 @@ class _AttentionView(anywidget.AnyWidget):
 
     def show(
         self,
-        tokens: list[str],       # (T,) the names of those that look
-        maps: Tensor,            # (L, H, T, S)
-        source: list[str] = [],  # (S,) the names of those that are looked at; []: S is T
+        tokens: list[str],           # (T,) the names of those that look
+        maps: Tensor,                # (L, H, T, S)
+        source: Sequence[str] = (),  # (S,) the names of those that are looked at; (): S is T
     ) -> None:
         "Send another text and its maps, in one message."
         with self.hold_sync():
             self.heads = maps.shape[1]
             self.tokens = tokens
-            self.source = source
+            self.source = list(source)
             self.weights = (maps * 255).round().byte().numpy().tobytes()
 
 # %% ../../nbs/support/widgets/attention.ipynb #310ac0b7
