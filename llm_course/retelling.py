@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .context import device_of, evaluating
 from .corpus import Choice, Fork, Mention, Slot, Tales, compile_template, mention_text
 from .packing import tokenize_documents
+from .reading import pad_rows
 
 # %% ../nbs/17a_retelling.ipynb #17a-data
 FACTS = {
@@ -51,36 +52,13 @@ def _drawn(choices: Iterable[Choice]) -> dict[str, tuple]:
     "Words by slot, as `mention_text` asks for them."
     return {choice.name: (None, choice.value) for choice in choices}
 
-# %% ../nbs/17a_retelling.ipynb #17a-pieces
-def _pieces(
-    items: tuple,               # a compiled template
-    choices: Iterator[Choice],  # those of its slots and forks, in their order
-    drawn: dict[str, tuple],    # words that are known; it grows
-) -> Iterator[tuple[str, str]]:
-    "Pieces of a text: the slot that each tells, or '', and its letters."
-    for item in items:
-        if isinstance(item, Slot):
-            drawn |= _drawn([next(choices)])
-            yield item.name, drawn[item.name][1]
-        elif isinstance(item, Mention):
-            yield item.name, mention_text(item, drawn)
-        elif isinstance(item, Fork):
-            option = item.options[int(next(choices).value)]
-            yield from _pieces(option, choices, dict(drawn))
-        else:
-            yield "", item
-
-
-def _fact_pieces(plot: str, choices: list[Choice]) -> Iterator[tuple[str, str]]:
-    "Pieces of the sentence that tells a story's facts."
-    return _pieces(compile_template(FACTS[plot]), iter(()), _drawn(choices))
-
 # %% ../nbs/17a_retelling.ipynb #17a-facts
 def facts(
     story: str,  # one that `Tales` made
 ) -> str:        # one sentence
     "Facts of a story, in the one sentence of its plot. ValueError for a text that is no story."
-    return "".join(text for _, text in _fact_pieces(*_choices(story)))
+    plot, choices = _choices(story)
+    return FACTS[plot].format(**{choice.name: choice.value for choice in choices})
 
 # %% ../nbs/17a_retelling.ipynb #17a-verbs
 VERBS = {
@@ -130,6 +108,25 @@ def retell(
     plot, _ = _choices(story)
     return _in_the_present(story, plot)
 
+# %% ../nbs/17a_retelling.ipynb #17a-pieces
+def _pieces(
+    items: tuple,               # a compiled template
+    choices: Iterator[Choice],  # those of its slots and forks, in their order
+    drawn: dict[str, tuple],    # words that are known; it grows
+) -> Iterator[tuple[str, str]]:
+    "Pieces of a text: the slot that each tells, or '', and its letters."
+    for item in items:
+        if isinstance(item, Slot):
+            drawn |= _drawn([next(choices)])
+            yield item.name, drawn[item.name][1]
+        elif isinstance(item, Mention):
+            yield item.name, mention_text(item, drawn)
+        elif isinstance(item, Fork):
+            option = item.options[int(next(choices).value)]
+            yield from _pieces(option, choices, dict(drawn))
+        else:
+            yield "", item
+
 # %% ../nbs/17a_retelling.ipynb #17a-fact
 class Fact(NamedTuple):
     "Fact of a story: a word, and where it stands; a place is a range of characters (start, end)."
@@ -157,7 +154,7 @@ def facts_in_story(
     text that is no story."""
     plot, choices = _choices(story)
     found = _places(_pieces(_tales().plots[plot], iter(choices), {}))
-    told = _places(_fact_pieces(plot, choices))
+    told = _places(_pieces(compile_template(FACTS[plot]), iter(()), _drawn(choices)))
     return [
         Fact(name, word, places, found[name, word])
         for (name, word), places in told.items()
@@ -202,21 +199,17 @@ class PairBatch(NamedTuple):
         return PairBatch(*(part.to(device) for part in self))
 
 
-def _padded(rows: Iterable[np.ndarray], value: int) -> Tensor:  # (B, T) int64
-    "Rows of ids, each filled up with `value` to the longest."
-    return pad_sequence([*map(torch.from_numpy, rows)], batch_first=True, padding_value=value)
-
-
 def pair_batch(
     pairs: Pairs,
     which: Iterable[int],  # the numbers of the pairs, B of them
 ) -> PairBatch:
     "Batch of the chosen pairs: a target is read up to its last token, and asked from its second."
-    sources, targets = zip(*[(pairs.sources[i], pairs.targets[i]) for i in which])
-    source_ids = _padded(sources, -1)
-    ids = _padded([row[:-1] for row in targets], 0)
-    asked = _padded([row[1:] for row in targets], -100)
-    return PairBatch(ids, asked, source_ids.clamp(min=0), source_ids >= 0)
+    numbers = list(which)
+    source_ids, source_mask = pad_rows([pairs.sources[i] for i in numbers])
+    targets = [torch.from_numpy(pairs.targets[i]) for i in numbers]
+    ids = pad_sequence([row[:-1] for row in targets], batch_first=True)
+    asked = pad_sequence([row[1:] for row in targets], batch_first=True, padding_value=-100)
+    return PairBatch(ids, asked, source_ids, source_mask)
 
 # %% ../nbs/17a_retelling.ipynb #17a-loader
 def _batches_of_epoch(lengths: np.ndarray, batch_size: int, seed: list[int]) -> list[np.ndarray]:
