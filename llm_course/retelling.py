@@ -52,36 +52,13 @@ def _drawn(choices: Iterable[Choice]) -> dict[str, tuple]:
     "Words by slot, as `mention_text` asks for them."
     return {choice.name: (None, choice.value) for choice in choices}
 
-# %% ../nbs/17a_retelling.ipynb #17a-pieces
-def _pieces(
-    items: tuple,               # a compiled template
-    choices: Iterator[Choice],  # those of its slots and forks, in their order
-    drawn: dict[str, tuple],    # words that are known; it grows
-) -> Iterator[tuple[str, str]]:
-    "Pieces of a text: the slot that each tells, or '', and its letters."
-    for item in items:
-        if isinstance(item, Slot):
-            drawn |= _drawn([next(choices)])
-            yield item.name, drawn[item.name][1]
-        elif isinstance(item, Mention):
-            yield item.name, mention_text(item, drawn)
-        elif isinstance(item, Fork):
-            option = item.options[int(next(choices).value)]
-            yield from _pieces(option, choices, dict(drawn))
-        else:
-            yield "", item
-
-
-def _fact_pieces(plot: str, choices: list[Choice]) -> Iterator[tuple[str, str]]:
-    "Pieces of the sentence that tells a story's facts."
-    return _pieces(compile_template(FACTS[plot]), iter(()), _drawn(choices))
-
 # %% ../nbs/17a_retelling.ipynb #17a-facts
 def facts(
     story: str,  # one that `Tales` made
 ) -> str:        # one sentence
     "Facts of a story, in the one sentence of its plot. ValueError for a text that is no story."
-    return "".join(text for _, text in _fact_pieces(*_choices(story)))
+    plot, choices = _choices(story)
+    return FACTS[plot].format(**{choice.name: choice.value for choice in choices})
 
 # %% ../nbs/17a_retelling.ipynb #17a-verbs
 VERBS = {
@@ -131,6 +108,25 @@ def retell(
     plot, _ = _choices(story)
     return _in_the_present(story, plot)
 
+# %% ../nbs/17a_retelling.ipynb #17a-pieces
+def _pieces(
+    items: tuple,               # a compiled template
+    choices: Iterator[Choice],  # those of its slots and forks, in their order
+    drawn: dict[str, tuple],    # words that are known; it grows
+) -> Iterator[tuple[str, str]]:
+    "Pieces of a text: the slot that each tells, or '', and its letters."
+    for item in items:
+        if isinstance(item, Slot):
+            drawn |= _drawn([next(choices)])
+            yield item.name, drawn[item.name][1]
+        elif isinstance(item, Mention):
+            yield item.name, mention_text(item, drawn)
+        elif isinstance(item, Fork):
+            option = item.options[int(next(choices).value)]
+            yield from _pieces(option, choices, dict(drawn))
+        else:
+            yield "", item
+
 # %% ../nbs/17a_retelling.ipynb #17a-fact
 class Fact(NamedTuple):
     "Fact of a story: a word, and where it stands; a place is a range of characters (start, end)."
@@ -158,7 +154,7 @@ def facts_in_story(
     text that is no story."""
     plot, choices = _choices(story)
     found = _places(_pieces(_tales().plots[plot], iter(choices), {}))
-    told = _places(_fact_pieces(plot, choices))
+    told = _places(_pieces(compile_template(FACTS[plot]), iter(()), _drawn(choices)))
     return [
         Fact(name, word, places, found[name, word])
         for (name, word), places in told.items()
