@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import CHROMIUM
+from conftest import CHROMIUM, jax_python
 from fold_cells import wrongly_folded
 from nbclient import NotebookClient
 from nbdev_runs import Runs
@@ -358,6 +358,11 @@ def hidden_errors(notebook):
                     yield output
 
 
+def kernel_of(path):
+    "The kernel that a notebook names: `python3`, or `jax`, which has more packages."
+    return nbformat.read(path, 4).metadata.kernelspec.name
+
+
 def run_in_kernel(path, choose):
     """A notebook, of which `choose` gives the cells, run in a kernel as in Jupyter, without those that
     tests skip."""
@@ -366,7 +371,10 @@ def run_in_kernel(path, choose):
     notebook.cells = [c for c in cells if c.cell_type != "code" or not is_skipped(c)]
     notebook.metadata.pop("widgets", None)
     place = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+    kernel = kernel_of(path)
+    if kernel == "jax":
+        jax_python()  # or the test ends here
+    NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=place).execute()
     assert list(hidden_errors(notebook)) == []
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert code and all(cell.execution_count for cell in code)
@@ -379,8 +387,9 @@ def kernel_environment(monkeypatch):
 
 
 def in_kernel(path):
-    "A kernel differs from nbdev_test where a widget is shown; the other notebooks take minutes."
-    needed = is_road(path) or shows_a_widget(path)
+    """A kernel differs from nbdev_test where a widget is shown, or where nbdev_test skips what needs
+    another kernel; the other notebooks take minutes."""
+    needed = is_road(path) or shows_a_widget(path) or kernel_of(path) != "python3"
     return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
 
 
