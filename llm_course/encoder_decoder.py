@@ -166,8 +166,9 @@ def _check_pair(config: GPTConfig, encoder: GPTConfig) -> None:
             f"An encoder looks both ways, so position_encoding={encoder.position_encoding!r} with "
             f"sliding_window={encoder.sliding_window} cannot be its; give encoder= another config."
         )
-    if variant_of(config).attention_softcap is not None:
-        raise ValueError("Cross-attention has no attention_softcap; leave it out.")
+    score_cap = variant_of(config).attention_softcap
+    if score_cap is not None:
+        raise ValueError(f"Cross-attention has no attention_softcap={score_cap}; leave it out.")
 
 # %% ../nbs/17_encoder_decoder.ipynb #17-model
 class EncoderDecoder(nn.Module):

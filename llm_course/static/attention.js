@@ -39,7 +39,7 @@ function seenBy(model) {
       seen: source,
       reach: () => source.length,
       verb: "was written looking at",
-      rows: "the token that was written",
+      rows: "what was written",
       columns: "where it looked in the source",
     };
   }
