@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = ("lessons", "lab", "hub", "serve", "track", "docs", "dev")
+extras = ("lessons", "lab", "hub", "serve", "track", "docs", "jax", "dev")
 
 setup(
     name=settings["lib_name"],

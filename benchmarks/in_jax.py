@@ -5,14 +5,15 @@ machine, and print a table.
     python benchmarks/in_jax.py --no-compile       # where PyTorch has no C++ compiler
     python benchmarks/in_jax.py --layers 12 --heads 12 --width 768 --seq-len 1024 --vocab-size 50304
 
-It runs where both libraries are (`make jax`), and takes a GPU where both see one. The sides run in
-turn, because a shared machine changes its speed, and every figure is the median of several rounds;
-what the first call takes, compiling included, is said beside it. Products are float32 on both sides,
-or with --precision tensorfloat32 both may round to TF32 on a GPU.
+It runs where both libraries are (`make jax`), and on a GPU where both see one; else both use the
+cores that this process may use (`taskset -c 0` leaves one). The sides run in turn, because a shared
+machine changes its speed, and every figure is the median of several rounds; what the first call
+takes, compiling included, is said beside it. Products are float32 on both sides; with --precision
+tensorfloat32 a GPU may round them to TF32, on both sides.
 
 A training step is forward, loss, backward, clip and AdamW on the same batch; the losses are compared.
-Writing is greedy, with a cache, and the ids are compared: PyTorch asks Python at each token, JAX runs
-one compiled loop.
+Writing is greedy, with a cache, and the ids are compared: PyTorch is asked by Python for each token
+(compiled for one text on a CPU alone), JAX runs one compiled loop.
 """
 
 import argparse
@@ -47,9 +48,17 @@ JAX = "JAX, compiled"
 MATMUL = {"float32": "highest", "tensorfloat32": "high"}  # JAX's name to PyTorch's
 
 
-def pick_devices() -> str:
+def n_cores() -> int:
+    "How many cores this process may use: JAX takes them all."
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pick_device() -> str:
     "The kind of device that both sides compute on."
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave room for PyTorch
+    torch.set_num_threads(n_cores())
     if not torch.cuda.is_available():
         jax.config.update("jax_platforms", "cpu")
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -58,11 +67,10 @@ def pick_devices() -> str:
 def print_machine(device: str, args: argparse.Namespace) -> None:
     "Say what the figures are of."
     versions = f"torch {torch.__version__}, jax {jax.__version__}"
-    chip = jax.devices()[0].device_kind
-    cores = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.machine()}"
+    chip = f"{platform.machine()} CPU, {n_cores()} of {os.cpu_count()} cores"
     if device == "cuda":
         chip = torch.cuda.get_device_name()
-    print(f"Python {platform.python_version()}, {versions}; {chip} ({device}), {cores}")
+    print(f"Python {platform.python_version()}, {versions}; {chip}")
     print(f"{args.precision} products; medians of {args.repeats} rounds, in turn")
 
 
@@ -128,11 +136,6 @@ def compare(title: str, runs: dict[str, Callable], n_tokens: int, repeats: int) 
     return first
 
 
-def n_same(rows: list[list[int]], others: list[list[int]]) -> int:
-    "How many of the texts are the same."
-    return sum(row == other for row, other in zip(rows, others, strict=True))
-
-
 def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,7 +160,7 @@ def parsed_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parsed_arguments()
-    device = pick_devices()
+    device = pick_device()
     torch.set_float32_matmul_precision(MATMUL[args.precision])
     jax.config.update("jax_default_matmul_precision", args.precision)
     print_machine(device, args)
@@ -178,13 +181,14 @@ def main() -> None:
     tokens = args.batch_size * args.seq_len
     title = f"training, {args.steps} steps of {args.batch_size} x {args.seq_len} tokens"
     losses = compare(title, trainers(model, device, args), tokens * args.steps, args.repeats)
-    said = ", ".join(f"{loss:.5f} in {name}" for name, loss in losses.items())
+    said = " · ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
     print(f"  loss of step {args.steps}: {said}")
     for n_texts in args.texts:
         title = f"writing, {n_texts} x {args.new_tokens} tokens after {args.prompt}, greedy"
         runs = writers(model, device, n_texts, args)
         texts = compare(title, runs, n_texts * args.new_tokens, args.repeats)
-        print(f"  {n_same(texts[JAX], texts[EAGER])} of {n_texts} texts are the same in both")
+        same = sum(row == other for row, other in zip(texts[JAX], texts[EAGER], strict=True))
+        print(f"  the same ids in both: {same} of {n_texts}")
 
 
 if __name__ == "__main__":
