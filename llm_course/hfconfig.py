@@ -96,7 +96,7 @@ def config_from_hf(
 
 
 def _read_config(hf: dict, families: Mapping[str, Family]) -> GPTConfig:
-    kind = hf.get("model_type")
+    kind: Any = hf.get("model_type")
     if kind not in families:
         raise ValueError(
             f"model_type={short(kind)} is not a family that this course can read; "

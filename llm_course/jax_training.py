@@ -118,7 +118,7 @@ def make_train_step(
         nothing = jax.tree.map(jnp.zeros_like, state.weights)
         grads, losses = jax.lax.scan(add, nothing, batches)
         loss = losses.sum()
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, moments = optimizer.update(grads, state.moments, state.weights)
         moved = TrainState(optax.apply_updates(state.weights, updates), moments)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)

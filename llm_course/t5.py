@@ -19,6 +19,7 @@ from .encoder_decoder import EncoderDecoder
 from .families import Family, HFName, one_name
 from .files import read_whole
 from .hfconfig import config_from_hf, read_json
+from .hflayers import not_allowed
 from .hfmaps import weight_map
 from .hfweights import LazyTensor, check_weights, fill_model, load_tensor, open_weights
 from .model_config import GPTConfig
@@ -187,6 +188,13 @@ _REASONS = {  # model_type → what this course's parts do not have
     "switch_transformers": "its layers hold experts that drop tokens",
     "umt5": "each of its layers has a table of positions of its own",
 }
+_SAID_TWICE = {  # feed_forward_proj → what newer files say besides
+    "relu": {"dense_act_fn": ("relu",), "is_gated_act": (False,)},
+    "gated-gelu": {"dense_act_fn": ("gelu_new",), "is_gated_act": (True,)},
+    "gated-silu": {"dense_act_fn": ("silu",), "is_gated_act": (True,)},
+    "gelu": {"dense_act_fn": ("gelu",), "is_gated_act": (False,)},
+    "silu": {"dense_act_fn": ("silu",), "is_gated_act": (False,)},
+}
 
 
 def t5_configs(
@@ -194,7 +202,7 @@ def t5_configs(
 ) -> tuple[GPTConfig, GPTConfig]:  # of the decoder and of the encoder
     """Configs of a T5 from a Hugging Face config. ValueError that names whatever this course cannot
     compute, other encoder-decoders with the reason."""
-    kind = hf.get("model_type")
+    kind: Any = hf.get("model_type")
     if str(kind) in _REASONS:
         raise ValueError(
             f"model_type={kind!r} cannot be read, since {_REASONS[kind]}: choose one of "
@@ -203,6 +211,13 @@ def t5_configs(
     n_layers = hf.get("num_layers")
     n_decoder_layers = hf.get("num_decoder_layers") or n_layers
     config = config_from_hf(hf | {"num_decoder_layers": n_decoder_layers}, T5_FAMILIES)
+    activation = hf.get("feed_forward_proj", T5_FAMILIES[kind].defaults["feed_forward_proj"])
+    others = not_allowed(hf, _SAID_TWICE[activation])
+    if others:
+        raise ValueError(
+            f"feed_forward_proj={activation!r} and {', '.join(others)} say two things of one MLP: "
+            "set right what is wrong in config.json."
+        )
     return config, replace(config, n_layers=n_layers)
 
 # %% ../nbs/17c_t5.ipynb #17c-reader
@@ -253,7 +268,7 @@ def _read_t5(folder: Path, dtype: torch.dtype, device: str) -> tuple[EncoderDeco
         )
     config = replace(config, tie_embeddings=_is_tied(stored))
     with meta_device(), damage_told("config.json"):
-        model = _t5(config, encoder, hf).to(dtype)
+        model: Any = _t5(config, encoder, hf).to(dtype)
     maps = weight_map(model, kind, hf, T5_FAMILIES)
     check_weights(maps, stored, family, config.tie_embeddings)
     n_bytes = dtype.itemsize * sum(math.prod(entry.shape) for entry in maps)

@@ -116,7 +116,7 @@ class _MapExplorer(Explorer):
         "Show the chosen head; the model reads again only when a text has changed."
         texts = [self.values[name] for name in self.boxes]
         if texts != self._texts:
-            opening = self.read(texts)
+            opening = self._read(texts)
             if self._texts is None:
                 self.opening = opening
             self._texts = texts
@@ -124,7 +124,7 @@ class _MapExplorer(Explorer):
             self.view.layer = self.controls["layer"].index
             self.view.pick = self.controls["head"].index
 
-    def read(self, texts: list[str]) -> tuple[int, int]:
+    def _read(self, texts: list[str]) -> tuple[int, int]:
         "Show the maps of what is in the boxes; returns a layer and a head worth looking at."
         return self.opening  # every explorer has its own way
 
@@ -142,7 +142,7 @@ class AttentionExplorer(_MapExplorer):
     ):
         super().__init__(model, tokenizer, {"text": text_box(text, height="4.5em")}, max_tokens)
 
-    def read(self, texts: list[str]) -> tuple[int, int]:
+    def _read(self, texts: list[str]) -> tuple[int, int]:
         "Show the maps of a text; returns the layer and the head with the farthest look."
         ids = prompt_ids(self.model, self.tokenizer, texts[0])
         seen = ids[: self.max_tokens]
@@ -182,7 +182,7 @@ class CrossAttentionExplorer(_MapExplorer):
         most = min(max_tokens, model.encoder_config.max_seq_len)
         super().__init__(model, tokenizer, boxes, most)
 
-    def read(self, texts: list[str]) -> tuple[int, int]:
+    def _read(self, texts: list[str]) -> tuple[int, int]:
         "Show the maps of a source and a text; returns the layer and the head with the keenest look."
         source, written = texts
         all_ids = self.tokenizer.encode_ordinary(source)
