@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from llm_course.checkpoint import load_checkpoint, load_model, save_checkpoint
 from llm_course.decoding import beam_search, generate_speculative
+from llm_course.encoder_decoder import EncoderDecoder
 from llm_course.engine import SamplingParams
 from llm_course.fast import optimize_for_decoding, quantize_int8
 from llm_course.gpt import GPT
@@ -16,6 +17,7 @@ from llm_course.learning import cross_entropy
 from llm_course.model_config import GPTConfig
 from llm_course.optim import make_optimizer
 from llm_course.packing import Batch
+from llm_course.reading import pad_rows
 from llm_course.sampling import generate, generate_text
 from llm_course.scheduler import Engine
 from llm_course.settings import TrainConfig
@@ -169,3 +171,29 @@ def test_the_serving_engine_writes_the_same(fixed):
     expected = generate_batch(here, prompts, 20, temperature=0)
     assert [text.ids[text.n_prompt :] for text in texts] == expected
     assert engine.counts["preemptions"] > 0
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_the_encoder_decoder_is_the_same(position):
+    "Several sources of different lengths, gradients, texts and beams."
+    torch.manual_seed(1)
+    config = replace(BASE, norm_position=position, n_kv_heads=2)
+    here = EncoderDecoder(config).double().eval()
+    there = EncoderDecoder(config).double().cuda().eval()
+    there.load_state_dict(here.state_dict())
+    ids = torch.randint(300, (3, 20))
+    source_ids, source_mask = pad_rows([[1, 2, 3], [7] * 30, list(range(12))])
+    expected = here(ids, source_ids, source_mask)
+    found = there(ids.cuda(), source_ids.cuda(), source_mask.cuda())
+    assert_close(found.cpu(), expected, atol=1e-6, rtol=0)
+    cross_entropy(expected, ids).backward()
+    cross_entropy(found, ids.cuda()).backward()
+    for p, q in zip(here.parameters(), there.parameters()):
+        assert_close(q.grad.cpu(), p.grad, atol=1e-6, rtol=0)
+    ours = here.reading(source_ids, source_mask)
+    theirs = there.reading(source_ids, source_mask)
+    prompts = [[1], [2, 3], [4]]
+    texts = generate_batch(ours, prompts, 20, temperature=0)
+    assert generate_batch(theirs, prompts, 20, temperature=0) == texts
+    beams = beam_search(here.reading(source_ids[:1]), [1], 10)
+    assert beam_search(there.reading(source_ids[:1]), [1], 10)[0].ids == beams[0].ids

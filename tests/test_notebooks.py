@@ -224,6 +224,16 @@ def test_text_needs_no_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True, env=ENV, timeout=60)
 
 
+def test_only_the_modules_on_jax_import_it(graph):
+    "And no other module imports them: the course needs no JAX."
+    for path in MODULES:
+        module = module_name(path)
+        text = path.read_text(encoding="utf-8")
+        imports_jax = re.search(r"^ *(from|import) (jax|flax|optax)\b", text, re.M)
+        imported = {other for other in graph[module] if other.startswith("jax_")}
+        assert module.startswith("jax_") or not (imports_jax or imported), module
+
+
 def test_pretrained_imports_no_hugging_face_library():
     libraries = {"transformers", "huggingface_hub", "tokenizers"}
     code = f"import sys, llm_course.pretrained; sys.exit(bool({libraries} & set(sys.modules)))"
