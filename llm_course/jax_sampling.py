@@ -179,7 +179,8 @@ def generate_jax(
         )
     if key is None and temperature > 0:
         raise ValueError("Drawing needs a key, for example key=jax.random.key(42).")
-    rules = Rules(temperature or None, None if top_p == 1 else top_p, min_p, top_k)
+    rules = Rules(temperature or None, None if top_p == 1 else top_p, min_p or None, top_k)
+    rules = jax.tree.map(float, rules)  # 1 and 1.0 are of two types, so two programs
     key = jax.random.key(0) if key is None else key
     lengths = np.array([len(row) for row in rows])
     written = write_ids(model, _padded(rows, limit), lengths, key, rules, max_new_tokens)
