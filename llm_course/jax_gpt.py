@@ -55,7 +55,7 @@ def check_supported(
                 "the PyTorch model, which knows it."
             )
 
-# %% ../nbs/18a_jax_gpt.ipynb #18a-gpt
+# %% ../nbs/18a_jax_gpt.ipynb #18a-table
 class Table(nnx.Variable):
     "Fixed numbers of a model: no weights, so `nnx.Param` does not find them; not saved."
 
@@ -70,6 +70,22 @@ def rope_table(
     angles = contexts[0].rope
     return None if angles is None else Table(jnp.asarray(torch.stack(angles).numpy()))
 
+# %% ../nbs/18a_jax_gpt.ipynb #18a-gpt
+def _check_ids(config: GPTConfig, ids: Array, document_ids: Array | None) -> None:
+    "ValueError for ids whose shape or kind does not fit; their numbers are not known under jit."
+    if ids.ndim != 2 or 0 in ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"ids must be whole numbers (B, T), not {ids.dtype} {ids.shape}.")
+    if ids.shape[1] > config.max_seq_len:
+        raise ValueError(
+            f"{ids.shape[1]} tokens do not fit into max_seq_len={config.max_seq_len}; shorten "
+            "the text or make the model with a larger max_seq_len."
+        )
+    if document_ids is not None and document_ids.shape != ids.shape:
+        raise ValueError(
+            f"document_ids are {document_ids.shape} but ids are {ids.shape}; each token needs "
+            "its document."
+        )
+
 
 class JaxGPT(nnx.Module):
     """GPT in JAX: ids (B, T) to logits (B, T, V), equal to `GPT` with the same weights. ValueError
@@ -83,7 +99,9 @@ class JaxGPT(nnx.Module):
     ):
         check_supported(config)
         self._config = json.dumps(asdict(config))  # a text: what is no array must be hashable
-        std = config.embedding_std or (0.02 if config.tie_embeddings else 0.5)
+        std = config.embedding_std
+        if std is None:
+            std = 0.02 if config.tie_embeddings else 0.5
         options = {"param_dtype": dtype, "rngs": rngs}
         C = config.d_model
         normal = nnx.initializers.normal
@@ -148,23 +166,7 @@ class JaxGPT(nnx.Module):
         limit = config.logit_softcap
         return logits if limit is None else limit * jnp.tanh(logits / limit)
 
-
-def _check_ids(config: GPTConfig, ids: Array, document_ids: Array | None) -> None:
-    "ValueError for ids whose shape or kind does not fit; their numbers are not known under jit."
-    if ids.ndim != 2 or 0 in ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"ids must be whole numbers (B, T), not {ids.dtype} {ids.shape}.")
-    if ids.shape[1] > config.max_seq_len:
-        raise ValueError(
-            f"{ids.shape[1]} tokens do not fit into max_seq_len={config.max_seq_len}; shorten "
-            "the text or make the model with a larger max_seq_len."
-        )
-    if document_ids is not None and document_ids.shape != ids.shape:
-        raise ValueError(
-            f"document_ids are {document_ids.shape} but ids are {ids.shape}; each token needs "
-            "its document."
-        )
-
-# %% ../nbs/18a_jax_gpt.ipynb #18a-folders
+# %% ../nbs/18a_jax_gpt.ipynb #18a-names
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # flax's names to torch's
 
 
@@ -213,7 +215,7 @@ def to_torch(
             parameter.copy_(torch.from_numpy(np.array(arrays[name], np.float32)))
     return copy
 
-
+# %% ../nbs/18a_jax_gpt.ipynb #18a-folders
 def load_jax(
     folder: str | Path | None = None,  # a checkpoint, or a run (then its best); None: the bundled
     dtype: Any = jnp.float32,  # of the weights

@@ -65,7 +65,7 @@ def attention_mask(
     is_seen = source_mask.device.type == "cpu" and not torch.compiler.is_compiling()
     if is_seen and not source_mask.any(1).all():
         raise ValueError("source_mask has a row without text; each source needs a token.")
-    return source_mask[:, None, None]
+    return source_mask[:, None, None].to(source_ids.device)
 
 
 def biased_mask(
