@@ -115,9 +115,10 @@ def draw_next(
     return ids[jnp.arange(len(ids)), choice]
 
 # %% ../nbs/18c_jax_sampling.ipynb #18c-write
-@partial(nnx.jit, static_argnames="max_new_tokens")
+@partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
 def write_ids(
-    model: JaxGPT,  # that reads the prompts and writes
+    graph: nnx.GraphDef,  # of a JaxGPT, from `nnx.split`
+    weights: nnx.State,  # the arrays that belong to it
     prompts: Array,  # (B, T) int, each row padded on the right
     lengths: Array,  # (B,) int, how many of a row's ids are text
     key: Array,  # of all random numbers
@@ -126,6 +127,7 @@ def write_ids(
 ) -> Array:  # (B, N) int, the new ids
     """The loop that writes, compiled as one program for each shape and each N. Row i draws its token
     n with a key made from `key`, i and n, so it writes the same in any company."""
+    model = nnx.merge(graph, weights)
     B, T = prompts.shape
     rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
     cache = empty_jax_cache(model, B, T + max_new_tokens)
@@ -183,7 +185,8 @@ def generate_jax(
     rules = jax.tree.map(float, rules)  # 1 and 1.0 are of two types, so two programs
     key = jax.random.key(0) if key is None else key
     lengths = np.array([len(row) for row in rows])
-    written = write_ids(model, _padded(rows, limit), lengths, key, rules, max_new_tokens)
+    padded = _padded(rows, limit)
+    written = write_ids(*nnx.split(model), padded, lengths, key, rules, max_new_tokens)
     return [_until(row, params.stop_ids) for row in np.asarray(written).tolist()]
 
 
