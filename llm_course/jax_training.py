@@ -22,6 +22,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .context import check_range
+from .jax_gpt import JaxGPT
 from .measure import StepMetrics, fixed_batches, is_time_to_evaluate
 from .packing import Batch
 from .settings import TrainConfig, schedule_factor
@@ -54,14 +56,15 @@ def summed_loss_jax(
 # %% ../nbs/18b_jax_training.ipynb #18b-stack
 def stack_batches(
     batches: Sequence[Batch],  # A batches of (B, T) tensors: together one large batch
+    vocab_size: int,           # V: ids and targets are below it
 ) -> JaxBatch:                 # (A, B, T)
-    "Stack of batches, as arrays. ValueError where all of it is padding."
+    "Stack of batches, as arrays. ValueError for ids that are not in the vocabulary."
+    for batch in batches:
+        check_range("ids", batch.ids, vocab_size)
+        check_range("targets", batch.targets, vocab_size, ignored=IGNORED)
     parts = zip(*batches)  # all ids, all targets, all document_ids
     arrays = [np.stack(part).astype(np.int32) for part in parts if part[0] is not None]
-    stacked = JaxBatch(*arrays)
-    if not (stacked.targets != IGNORED).any():
-        raise ValueError("There is no target to train on: the batches are all padding.")
-    return stacked
+    return JaxBatch(*arrays)
 
 # %% ../nbs/18b_jax_training.ipynb #18b-optimizer
 def decay_mask(
@@ -147,24 +150,25 @@ _summed_loss = nnx.jit(summed_loss_jax)
 
 
 def evaluate_jax(
-    model: nnx.Module,         # ids (B, T), document_ids -> logits (B, T, V)
+    model: JaxGPT,
     batches: Iterable[Batch],  # finite; the same ones each time, or results cannot be compared
 ) -> float:                    # nats a target
-    """Evaluation: the mean loss over all targets of all batches. ValueError where there is no
-    target."""
+    """Evaluation of `model`: the mean loss over all targets of all batches. ValueError where there
+    is no target."""
     total = 0.0
     count = 0
     for batch in batches:
-        arrays = jax.tree.map(lambda part: part[0], stack_batches([batch]))  # (B, T)
+        stack = stack_batches([batch], model.config.vocab_size)
+        arrays = jax.tree.map(lambda part: part[0], stack)  # (B, T)
         total += float(_summed_loss(model, arrays))
         count += int((arrays.targets != IGNORED).sum())
     if count == 0:
-        raise ValueError("There is no target to evaluate: there are no batches.")
+        raise ValueError("There is no target to evaluate: the batches are empty or all padding.")
     return total / count
 
 
 def train_jax(
-    model: nnx.Module,                            # a JaxGPT; trained in place
+    model: JaxGPT,                                # trained in place
     batches: Iterable[Batch],                     # taken up where they stand
     config: TrainConfig,                          # with AdamW and float32
     valid: Iterable[Batch] | None = None,         # held-out batches; None: no evaluation
@@ -182,6 +186,7 @@ def train_jax(
     state = TrainState(weights, jax.device_put(optimizer.init(weights), whole, may_alias=False))
     held_out = [] if valid is None else fixed_batches(valid, config.eval_batches)
     stream = iter(batches)
+    vocab_size = model.config.vocab_size
     last = None
     tokens = 0
     seconds = 0.0
@@ -190,8 +195,8 @@ def train_jax(
         large_batch = list(islice(stream, config.grad_accum_steps))
         if not large_batch:
             return
-        stack = stack_batches(large_batch)
-        _check_rows(stack, by_rows.mesh.size)
+        stack = stack_batches(large_batch, vocab_size)
+        _check_stack(stack, by_rows.mesh.size)
         state, *measured = train_step(state, jax.device_put(stack, by_rows))
         nnx.update(model, state.weights)
         loss, norm = map(float, measured)  # waits until the step is done
@@ -209,8 +214,10 @@ def train_jax(
         yield last
 
 
-def _check_rows(stack: JaxBatch, n_devices: int) -> None:
-    "ValueError where the rows of a stack of batches cannot be shared out equally."
+def _check_stack(stack: JaxBatch, n_devices: int) -> None:
+    "ValueError for a stack of padding alone, and for rows that cannot be shared out equally."
+    if not (stack.targets != IGNORED).any():
+        raise ValueError("There is no target to train on: the batches are all padding.")
     n_rows = stack.ids.shape[1]
     if n_rows % n_devices:
         problem = f"{n_rows} rows cannot be shared equally by {n_devices} devices"
