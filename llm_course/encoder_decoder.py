@@ -235,7 +235,8 @@ class EncoderDecoder(nn.Module):
     ) -> Source:
         "Read a source once: the keys and values that each layer of the decoder will look at."
         encoded = self.encode(source_ids, source_mask)
-        pairs = [block.cross_attention.keys_and_values(encoded) for block in self.blocks]
+        layers: list[Any] = [block.cross_attention for block in self.blocks]
+        pairs = [layer.keys_and_values(encoded) for layer in layers]
         k, v = zip(*pairs)
         return Source(k, v, attention_mask(source_ids, source_mask))
 
@@ -272,8 +273,6 @@ class EncoderDecoder(nn.Module):
         source_mask: Tensor | None = None,  # (B, S) bool, True: text; None: all is text
     ) -> Reading:  # which every function of the course that writes takes for a model
         "Read a source, once, in evaluation mode, to write about it."
-        device = device_of(self)
-        if source_mask is not None:
-            source_mask = source_mask.to(device)
+        source_ids = source_ids.to(device_of(self))
         with torch.no_grad(), evaluating(self):
-            return Reading(self, self.read(source_ids.to(device), source_mask))
+            return Reading(self, self.read(source_ids, source_mask))

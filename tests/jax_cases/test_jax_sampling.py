@@ -147,7 +147,7 @@ def test_numbers_make_no_new_program(plain):
 
         assert programs(PROMPTS) > 0
         assert programs([[1] * 16, [2], [3]], temperature=0.3) == 0  # up to 16 ids, one shape
-        assert programs(PROMPTS, top_p=1) == 0  # cuts nothing, so it is no rule
+        assert programs(PROMPTS, temperature=1, top_p=1, min_p=0) == 0  # no rule cuts anything
         assert programs(PROMPTS, min_p=0.1) > 0  # one more rule
 
 

@@ -142,7 +142,7 @@ def test_the_program_for_two_devices_adds_up_gradients(dataset):
     weights = weights_of(model)
     state = TrainState(weights, optimizer.init(weights))
     whole, by_rows = jax_training._shardings(jax.devices())
-    stack = jax.device_put(stack_batches([next(batches(dataset))]), by_rows)
+    stack = jax.device_put(stack_batches([next(batches(dataset))], vocab_size=512), by_rows)
     assert [shard.data.shape for shard in stack.ids.addressable_shards] == [(1, 2, 64)] * 2
     step = make_train_step(model, optimizer)
     program = step.lower(jax.device_put(state, whole), stack).compile().as_text()
@@ -151,7 +151,7 @@ def test_the_program_for_two_devices_adds_up_gradients(dataset):
 
 def test_token_files_are_read_by_both(dataset):
     first, second = islice(batches(dataset), 2)
-    stack = stack_batches([first, second])
+    stack = stack_batches([first, second], vocab_size=512)
     for part, a, b in zip(stack, first, second):
         assert part.dtype == np.int32
         assert np.array_equal(part, np.stack([a.numpy(), b.numpy()]))
@@ -201,6 +201,7 @@ def test_what_is_refused(dataset):
     first = next(batches(dataset))
     three_rows = Batch(*(part[:3] for part in first))
     padding = first._replace(targets=torch.full((4, 64), -100))
+    strange = first._replace(ids=first.ids + 500)
     config = TrainConfig(**STEPS)
     for words, call in {
         "optimizer='muon' is not built in JAX": lambda: train_jax(model, [first], TrainConfig()),
@@ -210,6 +211,7 @@ def test_what_is_refused(dataset):
         "3 rows cannot be shared equally by 2 devices": lambda: train_jax(
             model, [three_rows], config, devices=jax.devices()
         ),
+        "vocabulary goes from 0 to 511": lambda: train_jax(model, [strange], config),
         "no target to train on": lambda: train_jax(model, [padding], config),
         "has no batch": lambda: train_jax(model, [first], config, valid=[]),
     }.items():
