@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
 # %% ../nbs/17d_reading.ipynb #17d-rows
 def pad_rows(
-    rows: Sequence[Sequence[int]],  # B texts of ids, of any lengths, at least one id each
+    rows: Sequence[Any],  # B texts of ids, of any lengths, at least one id each
 ) -> tuple[Tensor, Tensor]:  # ids (B, S), 0 as padding on the right; mask (B, S), True: text
     "Padding: texts of any lengths as one tensor. ValueError where there is no text, or an empty one."
     if not rows or not all(map(len, rows)):

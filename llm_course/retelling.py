@@ -205,7 +205,7 @@ def pair_batch(
 ) -> PairBatch:
     "Batch of the chosen pairs: a target is read up to its last token, and asked from its second."
     numbers = list(which)
-    source_ids, source_mask = pad_rows([pairs.sources[i] for i in numbers])
+    source_ids, source_mask = pad_rows([pairs.sources[i].tolist() for i in numbers])
     targets = [torch.from_numpy(pairs.targets[i]) for i in numbers]
     ids = pad_sequence([row[:-1] for row in targets], batch_first=True)
     asked = pad_sequence([row[1:] for row in targets], batch_first=True, padding_value=-100)

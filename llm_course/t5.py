@@ -72,6 +72,7 @@ class RelativePositionBias(nn.Module):
         self.max_distance = max_distance
         self.both_ways = both_ways
         self.table = nn.Embedding(n_buckets, n_heads)
+        nn.init.zeros_(self.table.weight)  # before training it changes nothing
 
     def forward(
         self,
@@ -128,13 +129,7 @@ _T5 = Family(
     },
     fixed={"position_encoding": "none", "norm": "rmsnorm", "qk_norm": False},
     activation="feed_forward_proj",
-    mlps={
-        "relu": "relu",
-        "gated-gelu": "geglu",
-        "gated-silu": "swiglu",
-        "gelu": "gelu",
-        "silu": "silu",
-    },
+    mlps={"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"},
     weights={
         "embedding": one_name("shared"),
         "encoder_position_bias.table": one_name("encoder" + _BIAS),
@@ -192,8 +187,6 @@ _SAID_TWICE = {  # feed_forward_proj → what newer files say besides
     "relu": {"dense_act_fn": ("relu",), "is_gated_act": (False,)},
     "gated-gelu": {"dense_act_fn": ("gelu_new",), "is_gated_act": (True,)},
     "gated-silu": {"dense_act_fn": ("silu",), "is_gated_act": (True,)},
-    "gelu": {"dense_act_fn": ("gelu",), "is_gated_act": (False,)},
-    "silu": {"dense_act_fn": ("silu",), "is_gated_act": (False,)},
 }
 
 
@@ -221,11 +214,6 @@ def t5_configs(
     return config, replace(config, n_layers=n_layers)
 
 # %% ../nbs/17c_t5.ipynb #17c-reader
-def _with_scale(hf: dict) -> dict:
-    "A config that says whether what the head reads is divided by √C: older ones said it by the tie."
-    return {"scale_decoder_outputs": hf.get("tie_word_embeddings") is not False} | hf
-
-
 def _is_tied(stored: dict[str, LazyTensor]) -> bool:
     "Whether the head is the embedding. ValueError where source and target have tables of their own."
     shared = load_tensor("shared.weight", stored)
@@ -252,7 +240,8 @@ def _read_t5(folder: Path, dtype: torch.dtype, device: str) -> tuple[EncoderDeco
     config, encoder = t5_configs(hf)
     kind = hf["model_type"]
     family = T5_FAMILIES[kind]
-    hf = _with_scale(family.defaults | hf)
+    by_tie = {"scale_decoder_outputs": hf.get("tie_word_embeddings") is not False}  # older files
+    hf = by_tie | family.defaults | hf
     with damage_told(f"the tokenizer in {folder}"):
         tokenizer = read_tokenizer(folder, hf)
     if tokenizer is not None and not fits_rows(tokenizer, config.vocab_size):
@@ -286,6 +275,6 @@ def read_t5(
     device: str = "cpu",  # where it should be, or "auto"
 ) -> tuple[EncoderDecoder, Any]:  # the model, in evaluation mode, and its tokenizer or None
     """Pretrained T5, of version 1.0 or 1.1, or mT5, as our EncoderDecoder. Its source ends with the
-    tokenizer's end-of-text; what it writes begins with the `decoder_start_token_id` of config.json,
-    0 in all that were published. ValueError or FileNotFoundError names what cannot be read."""
+    tokenizer's end-of-text; what it writes begins with the `decoder_start_token_id` of config.json.
+    ValueError or FileNotFoundError names what cannot be read."""
     return read_whole(folder, lambda place: _read_t5(place, dtype, device))
