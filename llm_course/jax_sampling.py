@@ -52,8 +52,7 @@ def feed(
     """Decoding step: read new tokens. What is padding is written too, behind the text: no token
     sees it, and the next ones overwrite it. The caller keeps every row within its S slots."""
     B, T = ids.shape
-    if n_new is None:
-        n_new = jnp.full(B, T)
+    counts = jnp.full(B, T) if n_new is None else n_new
     positions = cache.lengths[:, None] + jnp.arange(T)  # (B, T)
     slots = jnp.arange(cache.layers[0][0].shape[1])  # (S,)
     distance = positions[..., None] - slots  # (B, T, S)
@@ -62,8 +61,8 @@ def feed(
     if window is not None:
         mask = mask & (distance < window)
     logits, layers = model.read(ids, positions, mask, cache.layers)
-    last = logits[jnp.arange(B), n_new - 1]
-    return last, JaxCache(layers, cache.lengths + n_new)
+    last = logits[jnp.arange(B), counts - 1]
+    return last, JaxCache(layers, cache.lengths + counts)
 
 # %% ../nbs/18c_jax_sampling.ipynb #18c-rules
 @jax.tree_util.register_dataclass
@@ -186,11 +185,13 @@ def generate_jax(
     key = jax.random.key(0) if key is None else key
     lengths = np.array([len(row) for row in rows])
     padded = _padded(rows, limit)
-    written = write_texts(*nnx.split(model), padded, lengths, key, rules, max_new_tokens)
-    return [_until(row, params.stop_ids) for row in np.asarray(written).tolist()]
+    graph, weights = nnx.split(model)
+    written = write_texts(graph, weights, padded, lengths, key, rules, max_new_tokens)
+    ends = set(params.stop_ids)
+    return [_until(row, ends) for row in np.asarray(written).tolist()]
 
 
-def _until(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+def _until(ids: list[int], stop_ids: set[int]) -> list[int]:
     "The ids before the first stop id."
     ends = [n for n, id in enumerate(ids) if id in stop_ids]
     return ids[: min(ends, default=len(ids))]
