@@ -40,12 +40,18 @@ class Source(NamedTuple):
 
 # %% ../nbs/17d_reading.ipynb #17d-rows
 def pad_rows(
-    rows: Sequence[Any],  # B texts of ids, of any lengths, at least one id each
+    rows: Iterable[Any],  # B texts of ids, of any lengths, at least one id each
 ) -> tuple[Tensor, Tensor]:  # ids (B, S), 0 as padding on the right; mask (B, S), True: text
-    "Padding: texts of any lengths as one tensor. ValueError where there is no text, or an empty one."
-    if not rows or not all(map(len, rows)):
-        raise ValueError(f"{len(rows)} texts, one of them empty or none at all: each needs an id.")
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
+    """Padding: texts of any lengths as one tensor. ValueError where there is no text, for an empty
+    one, and for what is no id."""
+    texts = [torch.tensor(check_ids("each text", row), dtype=torch.int64) for row in rows]
+    shortest = min(map(len, texts), default=0)
+    if shortest == 0:
+        raise ValueError(
+            f"There are {len(texts)} texts, the shortest with 0 ids: give at least one text, and "
+            "each at least one id."
+        )
+    ids = pad_sequence(texts, batch_first=True, padding_value=-1)
     return ids.clamp(min=0), ids >= 0
 
 # %% ../nbs/17d_reading.ipynb #17d-mask
@@ -57,6 +63,7 @@ def attention_mask(
     a mask of another shape or type, and on the CPU for a row without text."""
     if source_mask is None:
         source_mask = torch.ones_like(source_ids, dtype=torch.bool)
+    source_mask = torch.as_tensor(source_mask)
     if source_mask.dtype != torch.bool or source_mask.shape != source_ids.shape:
         raise ValueError(
             f"source_mask must be bool and {tuple(source_ids.shape)} as source_ids, not "
@@ -146,12 +153,15 @@ def cross_attention_maps(
     ids: Iterable[int] | Tensor,  # (T,) what is written, at least one id
 ) -> Tensor:  # (L, H, T, S) float32: row t of a map is where the token after ids[t] comes from
     """Cross-attention maps: where every head of every layer of the decoder looks in the source.
-    ValueError for an id that is not in the vocabulary."""
+    ValueError for an id that is not in the vocabulary, for no ids, and for another model."""
     inner: Any = unwrap(model)
+    if not hasattr(inner, "encoder_config"):
+        name = type(inner).__name__
+        raise ValueError(f"{name} reads no source: give an EncoderDecoder, or take attention_maps.")
     device = device_of(inner)
     V = inner.config.vocab_size
-    source = torch.tensor(check_ids("source_ids", source_ids, V), device=device)
-    written = torch.tensor(check_ids("ids", ids, V), device=device)
+    source = torch.tensor(check_ids("source_ids", source_ids, V), dtype=torch.int64, device=device)
+    written = torch.tensor(check_ids("ids", ids, V), dtype=torch.int64, device=device)
     modules = [block.cross_attention for block in inner.blocks]
     with evaluating(inner), record_inputs(modules, _weights) as found:
         inner(written[None], source[None])

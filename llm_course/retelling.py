@@ -21,8 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .context import device_of, evaluating
 from .corpus import Choice, Fork, Mention, Slot, Tales, compile_template, mention_text
+from .filters import check_number
 from .packing import tokenize_documents
 from .reading import pad_rows
+from .text_marks import marks_of
 
 # %% ../nbs/17a_retelling.ipynb #17a-data
 FACTS = {
@@ -42,9 +44,9 @@ def _tales() -> Tales:
 
 def _choices(story: str) -> tuple[str, list[Choice]]:
     "The plot of a story, and the choices made after it."
-    choices = _tales().parse(story)
+    choices = _tales().parse(story) if isinstance(story, str) else None
     if choices is None:
-        raise ValueError(f"{story[:60]!r} is no story: give one that Tales().generate made.")
+        raise ValueError(f"{story!r:.60} is no story: give one that Tales().generate made.")
     return choices[0].value, list(choices[1:])
 
 
@@ -173,10 +175,14 @@ def tokenize_pairs(
     targets: Sequence[str],  # what is to be written, one for each source
     tokenizer,               # any of the course's, with an end-of-text token
 ) -> Pairs:
-    """Tokenization of pairs. ValueError where there are not as many targets as sources, or where
-    the tokenizer has no `eos_id`."""
+    """Tokenization of pairs. ValueError where there are not as many targets as sources, and for no
+    tokenizer, or one without `eos_id`."""
+    marks_of(tokenizer)  # which says that there is none
     if len(sources) != len(targets):
-        raise ValueError(f"{len(sources)} sources and {len(targets)} targets make no pairs.")
+        raise ValueError(
+            f"{len(sources)} sources and {len(targets)} targets make no pairs: give one target for "
+            "each source."
+        )
     ids = [np.asarray(row, np.int64) for row in tokenizer.encode_batch(sources)]
     return Pairs(ids, [row.astype(np.int64) for row in tokenize_documents(targets, tokenizer)])
 
@@ -229,10 +235,13 @@ def pair_batches(
 ) -> Iterator[PairBatch]:
     """Dataloader of pairs. Those of about one length share a batch, so that little is padding;
     which ones, and the order of the batches, is drawn anew for each epoch. ValueError where there
-    is no pair, or `batch_size` is below 1."""
+    is no pair, and for numbers that cannot be meant."""
+    check_number("batch_size", batch_size, "a whole number of at least 1")
+    check_number("seed", seed, "a whole number of at least 0")
+    check_number("epochs", 0 if epochs is None else epochs, "a whole number of at least 0")
     lengths = np.array([len(s) + len(t) for s, t in zip(*pairs, strict=True)])
-    if len(lengths) == 0 or batch_size < 1:
-        raise ValueError(f"{len(lengths)} pairs in batches of {batch_size}: both must be above 0.")
+    if len(lengths) == 0:
+        raise ValueError("There are 0 pairs: give at least one source and its target.")
     numbers = count() if epochs is None else range(epochs)
     order = (_batches_of_epoch(lengths, batch_size, [seed, epoch]) for epoch in numbers)
     return (pair_batch(pairs, which) for which in chain.from_iterable(order))
@@ -257,7 +266,8 @@ def exact_match(
     task: Callable[[str], str],   # `facts` or `retell`: the right answer to a story
     batch_size: int = 64,         # stories read together
 ) -> float:                       # between 0 and 1
-    "Exact match: the share of stories to which the greedy answer is right, letter by letter."
+    """Exact match: the share of stories to which the greedy answer is right, letter by letter.
+    ValueError where there is no story, and from the task for a text that is none."""
     pairs = tokenize_pairs(stories, [task(story) for story in stories], tokenizer)
     batches = pair_batches(pairs, batch_size, epochs=1)
     right = torch.cat([exact_answers(model, batch) for batch in batches])

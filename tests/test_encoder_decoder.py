@@ -448,7 +448,7 @@ def test_input_that_does_not_fit():
     with pytest.raises(ValueError, match="There are 3 sources, and a row that has none of them"):
         generate_batch(model.reading(source_ids, source_mask), [[1]] * 4, 3)
     for rows in ([], [[1], []]):
-        with pytest.raises(ValueError, match=f"{len(rows)} texts, one of them empty or none"):
+        with pytest.raises(ValueError, match=f"There are {len(rows)} texts, the shortest with 0"):
             pad_rows(rows)
     assert torch.equal(model(ids, source_ids[:1]), model(ids, source_ids[:1].repeat(2, 1)))
 
