@@ -141,13 +141,12 @@ def read_rows(
     T = max(1, longest) if width is None else width
     if longest > T:
         raise ValueError(f"A row has {longest} new ids; read at most width={T} of them at once.")
-    padded = [row + [0] * (T - len(row)) for row in rows]
+    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=cache.lengths.device)
     n_new_tokens = None
     if width is not None or min(lengths) < T:
         n_new_tokens = torch.tensor(lengths)  # on the host, where the cache counts
     mode = evaluating(model) if isinstance(model, nn.Module) and model.training else nullcontext()
     with torch.inference_mode(), mode:
-        ids = torch.tensor(padded, device=cache.lengths.device)
         logits = model(ids, cache=cache, n_new_tokens=n_new_tokens)
     if n_new_tokens is None:
         return logits[:, -n_logits:].float()
