@@ -174,7 +174,7 @@ def _check_pair(config: GPTConfig, encoder: GPTConfig) -> None:
 class EncoderDecoder(nn.Module):
     """Encoder-decoder (Vaswani et al. 2017): the encoder reads a source, looking both ways; the
     decoder writes, and looks at the source in every layer. One embedding serves both, and the
-    head. ValueError for two configs that do not fit.
+    head where it is tied. ValueError for two configs that do not fit.
 
     `encoder_position_bias` and `position_bias` may be modules that take the positions of queries
     (T,) or (B, T) and of keys, and give what is added to the scores of self-attention, (H, T, S)

@@ -170,7 +170,6 @@ class Decoder:
         self.cache_size = min(max_tokens, self.max_seq_len)
         self.slack = slack
         self.cache = model.make_cache(n_rows, self.cache_size, slack)
-        self.device = self.cache.lengths.device
         self.context = [[] for _ in range(n_rows)]  # the ids that each row still sees
 
     def feed(
@@ -198,7 +197,7 @@ class Decoder:
             return logits
         self.cache.set_rows(full, cache)
         others = [[] if i in full else row for i, row in enumerate(rows)]
-        where = torch.tensor(full, device=self.device)
+        where = torch.tensor(full, device=logits.device)
         return read_rows(self.model, others, self.cache, n).index_copy(0, where, logits)
 
     def join(
@@ -228,8 +227,7 @@ class Decoder:
         where a ring cannot go back so far."""
         lengths = [max(0, len(context) - n_ids) for context in self.context]
         self.cache.crop(lengths)  # refuses before anything is changed
-        for context, length in zip(self.context, lengths):
-            del context[length:]
+        self.context = [context[:length] for context, length in zip(self.context, lengths)]
 
 # %% ../nbs/08a_engine.ipynb #1c247c06
 class StopStrings:
