@@ -129,16 +129,14 @@ class DecoderBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-_POST_NORM = {"pre": False, "post": True}
-
-
 def make_decoder_block(
     config: GPTConfig,  # of the decoder
     layer: int = 0,  # its number, from 0
 ) -> DecoderBlock:
     """Decoder block as a config describes it: the parts of the course's own block, and a
     cross-attention of the same shape. ValueError for a norm_position other than pre and post."""
-    post_norm = lookup(_POST_NORM, config.norm_position, "for cross-attention, norm_position")
+    positions = {"pre": False, "post": True}
+    post_norm = lookup(positions, config.norm_position, "for cross-attention, norm_position")
     parts: Any = make_block(config, layer)
     return DecoderBlock(
         parts.attention,
@@ -236,8 +234,7 @@ class EncoderDecoder(nn.Module):
         "Read a source once: the keys and values that each layer of the decoder will look at."
         encoded = self.encode(source_ids, source_mask)
         layers: list[Any] = [block.cross_attention for block in self.blocks]
-        pairs = [layer.keys_and_values(encoded) for layer in layers]
-        k, v = zip(*pairs)
+        k, v = zip(*(layer.keys_and_values(encoded) for layer in layers))
         return Source(k, v, attention_mask(source_ids, source_mask))
 
     def write(
@@ -273,6 +270,10 @@ class EncoderDecoder(nn.Module):
         source_mask: Tensor | None = None,  # (B, S) bool, True: text; None: all is text
     ) -> Reading:  # which every function of the course that writes takes for a model
         "Read a source, once, in evaluation mode, to write about it."
-        source_ids = source_ids.to(device_of(self))
+        source_ids = torch.as_tensor(source_ids, device=device_of(self))
         with torch.no_grad(), evaluating(self):
             return Reading(self, self.read(source_ids, source_mask))
+
+    def make_cache(self, *sizes: int) -> KVCache:
+        "ValueError: a model that has read nothing has nothing to write about."
+        raise ValueError("An EncoderDecoder writes about a source: give model.reading(source_ids).")

@@ -445,6 +445,11 @@ def test_input_that_does_not_fit():
         model.read(source_ids + 31)
     with pytest.raises(TypeError, match="ids must be a tensor, not list"):
         model.read(SOURCES)
+    with pytest.raises(ValueError, match="give model.reading.source_ids."):
+        generate_batch(model, [[1]], 3)
+    with pytest.raises(ValueError, match="each text must be whole numbers from 0 to .*, not -1"):
+        pad_rows([[1, -1]])
+    assert torch.equal(model.reading([[5, 6]]).source.mask, torch.ones(1, 1, 1, 2) > 0)
     with pytest.raises(ValueError, match="There are 3 sources, and a row that has none of them"):
         generate_batch(model.reading(source_ids, source_mask), [[1]] * 4, 3)
     for rows in ([], [[1], []]):
