@@ -275,5 +275,5 @@ class EncoderDecoder(nn.Module):
             return Reading(self, self.read(source_ids, source_mask))
 
     def make_cache(self, *sizes: int) -> KVCache:
-        "ValueError: a model that has read nothing has nothing to write about."
+        "ValueError for any `sizes`: a model that has read nothing has nothing to write about."
         raise ValueError("An EncoderDecoder writes about a source: give model.reading(source_ids).")

@@ -32,10 +32,16 @@ def relative_buckets(
     distance: Tensor,  # (...) int, position of the key minus position of the query
     n_buckets: int = 32,  # in all
     max_distance: int = 128,  # tokens; all that is farther away is in the last bucket
-    both_ways: bool = False,  # True: half of the buckets for what lies ahead; False: that is near
+    both_ways: bool = False,  # True: half of the buckets for what lies ahead; False: that is 0 away
 ) -> Tensor:  # (...) int, from 0 to n_buckets - 1
     """Buckets of relative positions: near distances have one each, far ones share, each bucket wider
-    than the one before (Raffel et al. 2020, section 2.1)."""
+    than the one before (Raffel et al. 2020, section 2.1). ValueError where they cannot be made."""
+    n_exact = n_buckets // 4 if both_ways else n_buckets // 2
+    if not 1 <= n_exact < max_distance or n_buckets > 1 << 16:
+        raise ValueError(
+            f"{n_buckets} buckets up to a distance of {max_distance} cannot be made: give 4 or "
+            "more, and a max_distance above their number."
+        )
     ahead = torch.zeros_like(distance)
     if both_ways:
         n_buckets = n_buckets // 2
@@ -43,7 +49,6 @@ def relative_buckets(
         far = distance.abs()
     else:
         far = (-distance).clamp(min=0)
-    n_exact = n_buckets // 2
     share = torch.log(far.clamp(min=1).float() / n_exact) / math.log(max_distance / n_exact)
     shared = n_exact + (share * (n_buckets - n_exact)).long()
     return ahead + torch.where(far < n_exact, far, shared.clamp(max=n_buckets - 1))
@@ -51,8 +56,7 @@ def relative_buckets(
 # %% ../nbs/17c_t5.ipynb #17c-module
 class RelativePositionBias(nn.Module):
     """Relative position bias: a learned number for each head and each bucket of distances, added to
-    the scores of self-attention (Raffel et al. 2020). ValueError where the buckets cannot be
-    made."""
+    the scores of self-attention (Raffel et al. 2020). ValueError where buckets cannot be made."""
 
     def __init__(
         self,
@@ -62,12 +66,7 @@ class RelativePositionBias(nn.Module):
         both_ways: bool = False,  # whether a token also looks ahead, as in an encoder
     ):
         super().__init__()
-        n_exact = n_buckets // 4 if both_ways else n_buckets // 2
-        if not 1 <= n_exact < max_distance or n_buckets > 1 << 16:
-            raise ValueError(
-                f"{n_buckets} buckets up to a distance of {max_distance} cannot be made: give 4 or "
-                "more, and a max_distance above their number."
-            )
+        relative_buckets(torch.tensor(0), n_buckets, max_distance, both_ways)  # or refuses them
         self.n_buckets = n_buckets
         self.max_distance = max_distance
         self.both_ways = both_ways
@@ -260,8 +259,7 @@ def _read_t5(folder: Path, dtype: torch.dtype, device: str) -> tuple[EncoderDeco
         model: Any = _t5(config, encoder, hf).to(dtype)
     maps = weight_map(model, kind, hf, T5_FAMILIES)
     check_weights(maps, stored, family, config.tie_embeddings)
-    n_bytes = dtype.itemsize * sum(math.prod(entry.shape) for entry in maps)
-    check_memory(n_bytes, f"The model in {folder}")
+    check_memory(dtype.itemsize * sum(math.prod(x.shape) for x in maps), f"The model in {folder}")
     model.to_empty(device=pick_device(device))
     if config.tie_embeddings:
         model.lm_head.weight = model.embedding.weight
@@ -277,4 +275,6 @@ def read_t5(
     """Pretrained T5, of version 1.0 or 1.1, or mT5, as our EncoderDecoder. Its source ends with the
     tokenizer's end-of-text; what it writes begins with the `decoder_start_token_id` of config.json.
     ValueError or FileNotFoundError names what cannot be read."""
+    if not getattr(dtype, "is_floating_point", False):
+        raise ValueError(f"dtype={dtype!r} is no float of torch: give torch.float32 or another.")
     return read_whole(folder, lambda place: _read_t5(place, dtype, device))
