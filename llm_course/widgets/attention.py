@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..look_inside import attention_maps
 from ..reading import cross_attention_maps
+from ..text_marks import marks_of
 from .base import Explorer, cut_note, static_file, text_box
 from .tokens import token_name
 from ..writing import document_ids, generate_tokens, prompt_ids, text_settings
@@ -179,12 +180,17 @@ class CrossAttentionExplorer(_MapExplorer):
             "written": text_box(written, "written", height="3em"),
         }
         boxes["written"].placeholder = "left empty, the model writes"
-        most = min(max_tokens, model.encoder_config.max_seq_len)
+        encoder = getattr(model, "encoder_config", None)
+        if encoder is None:
+            name = type(model).__name__
+            raise ValueError(f"{name} reads no source: give an EncoderDecoder, or AttentionExplorer.")
+        most = min(max_tokens, encoder.max_seq_len)
         super().__init__(model, tokenizer, boxes, most)
 
     def _read(self, texts: list[str]) -> tuple[int, int]:
         "Show the maps of a source and a text; returns the layer and the head with the keenest look."
         source, written = texts
+        marks_of(self.tokenizer)  # which says that there is none
         all_ids = self.tokenizer.encode_ordinary(source)
         source_ids = all_ids[: self.max_tokens]
         if not source_ids:
