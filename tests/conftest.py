@@ -49,17 +49,15 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
-    if not config.option.markexpr:
-        config.option.markexpr = "not slow"
+def pytest_addoption(pluginmanager):
+    pluginmanager.import_plugin("notebook_items")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One worker runs all that needs a browser, so that one server and one browser are started, and
-    one each file of tests that share a server or several processes; `--dist loadgroup` does nothing in
-    pytest 9.2."""
+    """One worker runs all that needs a browser, so that one server and one browser are started. One
+    runs a notebook, and a file of tests that share a server or several processes. `--dist loadgroup`
+    does nothing in pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneBrowser(LoadScopeScheduling):
@@ -67,6 +65,8 @@ def pytest_xdist_make_scheduler(config, log):
             shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
             if file := re.search(shares, nodeid):
                 return file.group()
+            if ".ipynb::" in nodeid:
+                return nodeid.split("::")[0]
             return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
 
     return OneBrowser(config, log)
