@@ -31,7 +31,6 @@ ENV = {
     "IN_TEST": "1",
 }
 LIBRARIES = ["execnb.shell", "torch", "matplotlib.pyplot", "pytest", "hypothesis"]
-SECONDS = 300  # that the cells of one test may take
 
 # Run elsewhere by default: the road in JupyterLab, with its exercises solved; these, of several
 # processes each, by test_planner.py and test_clinic.py.
@@ -98,6 +97,7 @@ def run_cells(path, log, pipe):
     sys.path.insert(0, str(ROOT))
     os.chdir(path.parent)
     shell = CaptureShell(path)
+    pipe.send("")
     while cell := pipe.recv():
         shell.run(cell.source)
         pipe.send("".join(format_exc(shell.exc)) if shell.exc else "")
@@ -114,11 +114,12 @@ class Session:
     context.set_forkserver_preload(LIBRARIES)
     now = None  # the one of this process
 
-    def __init__(self, path, folder):
+    def __init__(self, path, folder, seconds):
         if Session.now is not None:
             Session.now.close()
         Session.now = self
         self.path = path
+        self.seconds = seconds  # that one cell may take
         self.log = folder / f"{path.stem}.txt"
         self.n_done = 0
         self.failed = None
@@ -127,6 +128,7 @@ class Session:
         with mock.patch.dict(os.environ, ENV):
             self.process.start()
         theirs.close()
+        self.pipe.recv()  # it is ready
 
     def run(self, cells):
         "Run those of the cells, all from the first on, that did not run yet. Failed where one does."
@@ -137,19 +139,18 @@ class Session:
             if said := self._run(cell):
                 self.failed = cell.number
                 printed = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                where = f"{self.path.relative_to(ROOT)}, cell {cell.number}"
-                raise Failed(f"{where}:\n\n{cell.source}\n\n{said}\n{printed}")
+                raise Failed(f"Cell {cell.number}:\n\n{cell.source}\n\n{said}\n{printed}")
 
     def _run(self, cell):
         "What went wrong in a cell, or nothing."
         try:
             self.pipe.send(cell)
-            if self.pipe.poll(SECONDS):
+            if self.pipe.poll(self.seconds):
                 return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(10)
             return f"Its process ended in the midst of it, with {self.process.exitcode}."
-        return f"It did not end within {SECONDS} s."
+        return f"It did not end within {self.seconds} s."
 
     def close(self):
         "End the notebook, and whatever it has started."
@@ -176,12 +177,12 @@ class Heading(pytest.Item):
         session = Session.now
         if session is None or session.path != self.path or session.n_done > len(self.above):
             folder = self.config._tmp_path_factory.mktemp("notebook")
-            session = Session(self.path, folder)
+            session = Session(self.path, folder, self.config.getoption("--cell-seconds"))
         session.run(self.above)
 
     def repr_failure(self, excinfo):
         if isinstance(excinfo.value, Failed):
-            return f"under the heading {self.name}: {excinfo.value}"
+            return f"{self.path.name}, under {self.name}. {excinfo.value}"
         return super().repr_failure(excinfo)
 
     def reportinfo(self):
@@ -209,6 +210,8 @@ class Notebook(pytest.File):
 def pytest_addoption(parser):
     told = "run these cells of the notebooks too, such as --cells 'slow gpu'"
     parser.addoption("--cells", default="", metavar="FLAGS", help=told)
+    told = "how long a cell of a notebook may take"
+    parser.addoption("--cell-seconds", type=float, default=300.0, help=told)
 
 
 def pytest_configure(config):
