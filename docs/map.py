@@ -5,6 +5,7 @@ import ast
 import html
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,20 @@ from contents import ROOT, number, title
 
 PACKAGE = ROOT / "llm_course"
 ROW = 30  # pixels from one lesson to the next
-LEFT = 330  # where the names begin; arcs stand left of it
+LEFT = 140  # where the names begin; arcs stand left of it
+RIGHT = 480  # where stands what a lesson gives to the others
+
+# What a lesson's calls give: the way from texts to a text.
+GIVES = {
+    0: "documents",
+    1: "ids",
+    2: "loss, gradients, new weights",
+    5: "logits",
+    6: "batches",
+    7: "checkpoints",
+    8: "samples",
+    9: "scores",
+}
 
 # A change, and the modules to open for it, the first one first.
 CHANGES = {
@@ -70,7 +84,10 @@ def reduced(edges: dict[int, set[int]]) -> dict[int, set[int]]:
     def reach(a: int) -> frozenset[int]:
         return frozenset().union(edges[a], *(reach(b) for b in edges[a]))
 
-    return {a: {c for c in used if not any(c in reach(b) for b in used - {c})} for a, used in edges.items()}
+    def direct(used: set[int]) -> set[int]:
+        return {c for c in used if not any(c in reach(b) for b in used - {c})}
+
+    return {a: direct(used) for a, used in edges.items()}
 
 
 def lessons(sources: dict[str, Path]) -> dict[int, list[str]]:
@@ -98,20 +115,24 @@ def figure(groups: dict[int, list[str]], names: dict[int, str]) -> str:
     arcs = []
     for n, used in reduced(edges_of(groups)).items():
         for other in sorted(used):
-            width = 14 + 0.32 * (rows[n] - rows[other])
+            width = 14 + 0.6 * (rows[n] - rows[other])
             told = f"{names[n]} builds on {names[other]}"
-            path = f"M{LEFT - 12} {rows[n] - 4} C{LEFT - width} {rows[n] - 4} {LEFT - width} {rows[other]} {LEFT - 12} {rows[other]}"
+            below = rows[n] - 4
+            above = rows[other]
+            far = LEFT - width
+            path = f"M{LEFT - 12} {below} C{far} {below} {far} {above} {LEFT - 12} {above}"
             arcs.append(f'<path d="{path}"><title>{html.escape(told)}</title></path>')
     labels = [
-        f'<text x="{LEFT}" y="{y + 4}"><tspan font-weight="600">{html.escape(names[n])}</tspan>'
-        f'<tspan dx="12" opacity="0.7">{len(groups[n])} modules</tspan></text>'
+        f'<text x="{LEFT}" y="{y + 4}" font-weight="600">{html.escape(names[n])}</text>'
+        f'<text x="{RIGHT}" y="{y + 4}">{GIVES.get(n, "")}</text>'
         for n, y in rows.items()
     ]
     height = ROW * (len(rows) + 1)
     return (
         f'<svg viewBox="0 0 760 {height}" role="img" aria-label="Which lesson builds on which" '
         'style="max-width: 100%; font-size: 14px">'
-        f'<g fill="none" stroke="currentColor" stroke-opacity="0.45" stroke-width="1.3">{"".join(arcs)}</g>'
+        '<g fill="none" stroke="currentColor" stroke-opacity="0.45" stroke-width="1.3">'
+        f"{''.join(arcs)}</g>"
         f'<g fill="currentColor">{"".join(labels)}</g></svg>'
     )
 
@@ -138,44 +159,45 @@ def link(module: str) -> str:
     return f"[{module}](api/{module}.md)"
 
 
-def map_page(sources: dict[str, Path]) -> str:
-    "The page, from the notebooks by the module that each exports."
-    from build import escape
+def table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
+    "A table of two columns, and a blank line."
+    lines = [f"| {left} | {right} |" for left, right in (head, ("---", "---"), *rows)]
+    return [*lines, ""]
 
+
+def links(modules: list[str]) -> str:
+    return " · ".join(link(module) for module in modules)
+
+
+def map_page(
+    sources: dict[str, Path],  # the notebooks by the module that each exports
+    escape: Callable[[str], str],  # a text, of which only `code` means something to Markdown
+) -> str:
+    "The page."
     groups = lessons(sources)
-    paths = sorted((path for path in sources.values() if number(path) is not None), key=str)
-    names = {}
-    for n in groups:
-        same = [path for path in (ROOT / "nbs").glob(f"{n:02d}_*.ipynb")] or [
-            path for path in paths if number(path) == n
-        ]
-        names[n] = title(same[0])
+    names = {n: title(next((ROOT / "nbs").glob(f"{n:02d}_*.ipynb"))) for n in groups}
+    public = sorted(public_names().items(), key=lambda pair: pair[0].lower())
+    modules = [(names[n], links(groups[n])) for n in groups]
+    changes = [(what, links(found)) for what, found in CHANGES.items()]
+    lines = [(f"[`{name}`](api/{home}.md)", escape(first_line(home, name))) for name, home in public]
     parts = [
         "# The package on one page",
         "",
-        "documents → ids → batches → logits → loss → gradients → weights → checkpoint → samples: each arrow is one",
-        "call, and each value a plain thing. Modules import from lessons with lower numbers; an arc leads from a lesson",
-        "up to what it builds on. Where one follows from others it is left out. The picture is drawn from the imports.",
+        "Texts become documents, ids, batches, logits, a loss, gradients, new weights, a checkpoint,",
+        "samples: each step is one call, and what it gives is a plain thing. A module imports from",
+        "lessons with lower numbers. An arc leads from a lesson up to what it builds on, where that",
+        "does not follow from other arcs. The picture is drawn from the imports.",
         "",
         figure(groups, names),
         "",
-        "| lesson | its modules |",
-        "|---|---|",
-        *(f"| {names[n]} | {' · '.join(link(module) for module in groups[n])} |" for n in groups),
-        "",
+        *table(("lesson", "its modules"), modules),
         "## What to open for which change",
         "",
-        "| to change | open |",
-        "|---|---|",
-        *(f"| {what} | {' · '.join(link(module) for module in found)} |" for what, found in CHANGES.items()),
-        "",
+        *table(("to change", "open"), changes),
         "## Public names",
         "",
-        "All of them come from `llm_course` itself: `from llm_course import GPT`.",
+        "All come from `llm_course` itself: `from llm_course import GPT`.",
         "",
-        "| name | what it is |",
-        "|---|---|",
+        *table(("name", "what it is"), lines),
     ]
-    for name, module in sorted(public_names().items(), key=lambda pair: pair[0].lower()):
-        parts.append(f"| [`{name}`](api/{module}.md) | {escape(first_line(module, name))} |")
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)

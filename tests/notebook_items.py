@@ -5,6 +5,7 @@ together run each cell once.
 A notebook runs in a process of its own. It is forked from one in which torch and what else takes
 seconds to load is loaded already."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -158,10 +159,8 @@ class Session:
         if self.failed is None:
             self.pipe.send(None)
             self.process.join(20)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.join()
         self.pipe.close()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_course import GPT, Batches, GPTConfig, Tales, TrainConfig, load_model, make_optimizer, train
+from llm_course import GPT, Batches, GPTConfig, Tales, TrainConfig, load_model, train
 from llm_course.packing import tokenize_documents
 
 FOLDER = Path(__file__).parent / "traces"
@@ -33,7 +33,7 @@ def losses(name):
     torch.manual_seed(7)
     model = GPT(shape).double()  # so that another processor gives the same numbers
     batches = Batches(documents, config.batch_size, config.seq_len, seed=3)
-    return [step.loss for step in train(model, batches, config, make_optimizer(model, config))]
+    return [step.loss for step in train(model, batches, config)]
 
 
 @pytest.mark.parametrize("name", CASES)
