@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 1000
 BIN   := .venv/bin
 SETUP := $(wildcard settings.ini setup.py constraints.txt)
 
-.PHONY: demo test lab edit reset docs docs-serve pretrained clean
+.PHONY: demo test coverage test-oldest release-check lab edit reset docs docs-serve pretrained clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make edit        open the lessons themselves, to change the course"
 	@echo "make docs        build the lessons and the package's reference as a site (make docs-serve shows it)"
 	@echo "make test        run everything that proves the course"
+	@echo "make coverage    what no test and no notebook reaches"
+	@echo "make release-check    everything that a release wants, but the upload"
 	@echo "make pretrained  train the bundled model of llm_course/bundled anew"
 
 # One stamp a set of extras: what is installed already is not looked at again until the requirements change.
@@ -40,7 +42,27 @@ OWN  = $(filter-out tales tales:%,$(CORPUS))
 DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -q -n 2 tests $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --durations=25 tests nbs $(ARGS)
+
+# What no test and no notebook reaches, by lines and branches; slower than make test.
+coverage: export COVERAGE_FOLDER = $(CURDIR)/data/coverage
+coverage: .venv/.installed-dev
+	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER)
+	$(BIN)/python -m coverage run --rcfile tests/coverage.ini -m pytest -q -n 2 tests nbs $(ARGS)
+	$(BIN)/python -m coverage combine -q --rcfile tests/coverage.ini
+	$(BIN)/python -m coverage html -q --rcfile tests/coverage.ini -d $(COVERAGE_FOLDER)/html
+	$(BIN)/python -m coverage report --rcfile tests/coverage.ini
+
+# The package and its notebooks with the oldest versions that settings.ini promises.
+OLDEST := .venv-oldest/bin/python
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$($(PYTHON) tests/oldest.py)
+	$(OLDEST) -m pip install --quiet --no-deps -e .
+	$(OLDEST) -m pytest -q nbs $(ARGS)
+
+release-check: .venv/.installed-dev
+	$(BIN)/python tests/release_check.py $(VERSION)
 
 COPIES = $(BIN)/python -c 'import sys; from llm_course.lessons import main; sys.exit(main(sys.argv[1:]))'
 JUPYTER = $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)"
@@ -71,4 +93,4 @@ pretrained: .venv/.installed-core
 	$(BIN)/llm_eval --model llm_course/bundled eval.stories=500 > llm_course/bundled/eval.txt
 
 clean:
-	rm -rf .venv _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png
+	rm -rf .venv .venv-oldest _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png
