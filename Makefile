@@ -53,13 +53,15 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m coverage html -q --rcfile tests/coverage.ini -d $(COVERAGE_FOLDER)/html
 	$(BIN)/python -m coverage report --rcfile tests/coverage.ini
 
-# The package and its notebooks with the oldest versions that settings.ini promises.
-OLDEST := .venv-oldest/bin/python
+# The notebooks with the oldest versions that settings.ini promises; uv finds them.
+OLDEST := .venv-oldest/bin
+UV     ?= --torch-backend cpu
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
-	$(OLDEST) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$($(PYTHON) tests/oldest.py)
-	$(OLDEST) -m pip install --quiet --no-deps -e .
-	$(OLDEST) -m pytest -q nbs $(ARGS)
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --resolution lowest-direct $(UV) \
+		-e ".[lessons]" "execnb>=0.1.18" "fastcore>=1.14.5" "nbformat>=5.10"
+	$(OLDEST)/python -m pytest -q nbs $(ARGS)
 
 release-check: .venv/.installed-dev
 	$(BIN)/python tests/release_check.py $(VERSION)

@@ -129,7 +129,15 @@ class Session:
         with mock.patch.dict(os.environ, ENV):
             self.process.start()
         theirs.close()
-        self.pipe.recv()  # it is ready
+        self._wait_until_ready()
+
+    def _wait_until_ready(self):
+        try:
+            self.pipe.recv()
+        except EOFError:
+            self.failed = 0
+            said = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise Failed(f"Its process did not start.\n{said}") from None
 
     def run(self, cells):
         "Run those of the cells, all from the first on, that did not run yet. Failed where one does."
