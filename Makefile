@@ -1,4 +1,4 @@
-# make demo · make lab · make test · make docs · make pretrained   (each does its own set-up in .venv)
+# make demo · make lab · make jax · make test · make docs · make pretrained   (each does its own set-up in .venv)
 PYTHON ?= python3
 CORPUS ?= tales
 CONFIG ?= $(if $(OWN),configs/own_text.yaml,configs/train_small.yaml)
@@ -9,14 +9,17 @@ LESSON ?=
 export GOMP_SPINCOUNT ?= 1000
 
 BIN   := .venv/bin
+JAX   := .venv-jax/bin/python
 SETUP := $(wildcard settings.ini setup.py constraints.txt)
 
-.PHONY: demo test coverage test-oldest release-check lab edit reset docs docs-serve pretrained clean
+.PHONY: demo test coverage test-oldest release-check lab jax edit reset docs docs-serve pretrained clean
+.NOTPARALLEL:  # two installations in one environment would disturb each other
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train a small model and look at what it writes (CORPUS=stdlib, CORPUS=my.txt)"
 	@echo "make lab         open the lessons in JupyterLab: your own copies, in my_course/"
+	@echo "make jax         make a Python with JAX beside the course's, for the lessons 18 (then: make lab)"
 	@echo "make reset LESSON=03    begin a lesson of yours anew (the old one is kept)"
 	@echo "make edit        open the lessons themselves, to change the course"
 	@echo "make docs        build the lessons and the package's reference as a site (make docs-serve shows it)"
@@ -32,6 +35,20 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(if $(filter-out core,$*),[$*])"
 	@touch $@
 
+# JAX and what it needs stand in a Python of their own, which sees .venv's packages too: torch and the
+# course are not installed twice, and the course itself never meets JAX. Jupyter offers it as `jax`.
+SEE = import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")
+
+.venv-jax/.installed: $(SETUP)
+	$(BIN)/python -m venv --clear --without-pip .venv-jax
+	$(BIN)/python -c '$(SEE)' > "$$($(JAX) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/course.pth"
+	$(JAX) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[jax]"
+	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(JAX) -m ipykernel install --prefix .venv --name jax \
+		--display-name "Python with JAX" >/dev/null
+	@touch $@
+
+jax: .venv/.installed-lab .venv-jax/.installed
+
 demo: .venv/.installed-core
 	$(BIN)/llm_tokenize --config $(CONFIG) $(DEMO)
 	$(BIN)/llm_train --config $(CONFIG) --fresh plot=loss.png $(DEMO)
@@ -41,12 +58,12 @@ demo: .venv/.installed-core
 OWN  = $(filter-out tales tales:%,$(CORPUS))
 DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
 
-test: .venv/.installed-dev
+test: .venv/.installed-dev .venv-jax/.installed
 	$(BIN)/python -m pytest -q -n 2 --durations=25 tests nbs $(ARGS)
 
 # What no test and no notebook reaches, by lines and branches; slower than make test.
 coverage: export COVERAGE_FOLDER = $(CURDIR)/data/coverage
-coverage: .venv/.installed-dev
+coverage: .venv/.installed-dev .venv-jax/.installed
 	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER)
 	$(BIN)/python -m coverage run --rcfile tests/coverage.ini -m pytest -q -n 2 tests nbs $(ARGS)
 	$(BIN)/python -m coverage combine -q --rcfile tests/coverage.ini
@@ -95,4 +112,4 @@ pretrained: .venv/.installed-core
 	$(BIN)/llm_eval --model llm_course/bundled eval.stories=500 > llm_course/bundled/eval.txt
 
 clean:
-	rm -rf .venv .venv-oldest _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png
+	rm -rf .venv .venv-jax .venv-oldest _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png

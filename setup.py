@@ -9,14 +9,13 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = ("lessons", "lab", "hub", "serve", "track", "docs", "dev")
+extras = ("lessons", "lab", "hub", "serve", "track", "docs", "jax", "dev")
 repository = settings["git_url"].rstrip("/")
 
 # Outside the repository a README's links and pictures must lead back into it.
 readme = (here / "README.md").read_text(encoding="utf-8")
 readme = re.sub(r"(!\[[^\]]*\]\()(?!http)", rf"\1{repository}/raw/main/", readme)
 readme = re.sub(r"(\]\(|^\[[^\]]+\]: )(?!http|#)", rf"\1{repository}/blob/main/", readme, flags=re.M)
-
 setup(
     name=settings["lib_name"],
     version=settings["version"],

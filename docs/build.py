@@ -178,7 +178,8 @@ def api_page(module: str, notebook: Path) -> str:
 def tells_a_reader(cell: dict) -> bool:
     "Whether a cell is more than a word to nbdev, or to an empty machine."
     source = "".join(cell["source"])
-    return cell["id"] != "colab-cell" and not re.fullmatch(r"#\| *default_exp.*\s*", source)
+    is_word = cell["cell_type"] == "raw" or re.fullmatch(r"#\| *default_exp.*\s*", source)
+    return cell["id"] != "colab-cell" and not is_word
 
 
 def names_in(source: str) -> str:

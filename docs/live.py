@@ -28,7 +28,8 @@ def is_live_view(node: ast.ClassDef) -> bool:
 
 
 def live_widgets(folder: Path = WIDGETS) -> set[str]:
-    "The explorers with a part that works without a kernel: those whose class names such a view."
+    """The explorers with a part that works without a kernel: those whose class names such a view, or
+    a class above it that does."""
     found = set()
     for module in folder.glob("*.py"):
         tree = ast.parse(module.read_text(encoding="utf-8"))
@@ -37,6 +38,7 @@ def live_widgets(folder: Path = WIDGETS) -> set[str]:
         for node in classes:
             names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
             if views & names:
+                views.add(node.name)
                 found.add(node.name)
     return found
 

@@ -94,6 +94,7 @@ class KVCache:
         self.size = size
         self.window = window
         self.slack = size if window is None else size - window  # can always be taken back
+        self.origins = list(range(batch_size))  # which of the first rows each row was; -1: none
         self._host_lengths: list[int] | None = [0] * batch_size  # None: the device alone knows
         self._furthest = [0] * batch_size  # how long each row was before tokens were taken back
 
@@ -237,6 +238,7 @@ class KVCache:
         self.k = self.k[:, rows]
         self.v = self.v[:, rows]
         self.lengths = self.lengths[rows]
+        self.origins = [self.origins[row] for row in rows]
         self._host_lengths = [self.host_lengths[row] for row in rows]
         self._furthest = [self._furthest[row] for row in rows]
 
@@ -257,7 +259,10 @@ class KVCache:
         self.v[:, rows] = other.v
         self.lengths[rows] = other.lengths
         host_lengths = list(self.host_lengths)
-        for row, length, furthest in zip(rows, other.host_lengths, other._furthest):
+        for row, length, furthest, origin in zip(
+            rows, other.host_lengths, other._furthest, other.origins
+        ):
             host_lengths[row] = length
             self._furthest[row] = furthest
+            self.origins[row] = origin
         self._host_lengths = host_lengths

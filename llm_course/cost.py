@@ -86,7 +86,8 @@ class Memory(NamedTuple):
 
 
 # How many tensors forward keeps of an MLP for backward, d_ff wide.
-_KEPT_BY_MLP = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu2": 2, "swiglu": 4, "geglu": 4}
+_KEPT_BY_MLP = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu": 1, "relu2": 2}
+_KEPT_BY_MLP |= {"swiglu": 4, "geglu": 4}
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 

@@ -192,6 +192,7 @@ class Decoder:
     def _slide(self, rows: list[list[int]], full: list[int], n: int) -> Tensor:  # (B, n, V)
         "The rows that are full are read again, into a small cache that then takes their place."
         cache = self.model.make_cache(len(full), self.cache_size, self.slack)
+        cache.origins = [self.cache.origins[i] for i in full]  # they stay the rows that they were
         logits = read_rows(self.model, [self.context[i] for i in full], cache, n)
         if len(full) == len(rows):
             self.cache = cache
@@ -207,6 +208,7 @@ class Decoder:
     ) -> Tensor:                # (n, V) logits of what follows them
         "Continuous batching: let more rows join, at the end."
         new = Decoder(self.model, len(rows), self.cache_size, self.slack)
+        new.cache.origins = [-1] * len(rows)  # none of the first rows
         logits = new.feed(rows)
         n_rows = len(self.context)
         if n_rows == 0:

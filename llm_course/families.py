@@ -14,7 +14,7 @@ class HFName(NamedTuple):
     "Name in a Hugging Face file of one of our modules or tensors; N stands for the layer's number."
 
     names: tuple[str, ...]  # theirs; several where they keep apart what is one matrix of ours
-    cut: str = "whole"  # our rows in each: "whole"; "heads": queries, keys, values; "same": all
+    cut: str = "whole"  # our rows in each: "whole"; "heads": queries, keys, values; "halves"; "same": all
     changes: tuple[tuple[str, ...], ...] = ((),)  # for each name, what makes theirs ours: CHANGES
     part: tuple[int, int] = (0, 1)  # which of how many equal parts of theirs it is
 

@@ -123,6 +123,7 @@ class LayerContext(NamedTuple):
     mask: Tensor | None = None  # as `attend` takes it; None: causal
     cache: Any = None  # the KVCache of all layers (workshop 03b)
     step: Any = None  # its CacheStep for this pass
+    source: Any = None  # the Source that cross-attention looks at (lesson 17)
 
 # %% ../nbs/03c_heads.ipynb #940a4ccc
 class MultiHeadAttention(nn.Module):

@@ -6,6 +6,7 @@
 __all__ = ['read_json', 'make_config', 'config_from_hf', 'config_to_hf', 'unsupported', 'choose_family']
 
 # %% ../nbs/11b_hfconfig.ipynb #hfc-imp
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -86,21 +87,22 @@ def _read_choices(hf: dict, family: Family, problems: list[str]) -> dict:
 
 def config_from_hf(
     hf: dict,  # what config.json says
+    families: Mapping[str, Family] = FAMILIES,  # model_type → its table
 ) -> GPTConfig:
     """GPTConfig of a Hugging Face config. ValueError that names whatever this course cannot
     compute."""
     with damage_told("config.json"):
-        return _read_config(hf)
+        return _read_config(hf, families)
 
 
-def _read_config(hf: dict) -> GPTConfig:
-    kind = hf.get("model_type")
-    if kind not in FAMILIES:
+def _read_config(hf: dict, families: Mapping[str, Family]) -> GPTConfig:
+    kind: Any = hf.get("model_type")
+    if kind not in families:
         raise ValueError(
             f"model_type={short(kind)} is not a family that this course can read; "
-            f"it reads {', '.join(FAMILIES)}."
+            f"it reads {', '.join(families)}."
         )
-    family = FAMILIES[kind]
+    family = families[kind]
     problems: list[str] = []
     hf = family.defaults | _with_aliases(hf, family, problems)
     allowed_values = family.allowed_values | {

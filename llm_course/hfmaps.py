@@ -7,7 +7,7 @@ __all__ = ['CHANGES', 'Change', 'TensorMap', 'weight_map']
 
 # %% ../nbs/11f_hfmaps.ipynb #11f-imports
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import sqrt
 from typing import NamedTuple
 
@@ -48,6 +48,11 @@ def _times_width(config: GPTConfig, hf: dict) -> Change:
 def _tied_head(config: GPTConfig, hf: dict) -> Change:
     "The last norm, before a head that reads the same table, which `times_width` has changed."
     return _times(1 / sqrt(config.d_model) if config.tie_embeddings else 1.0)
+
+
+def _scaled_head(config: GPTConfig, hf: dict) -> Change:
+    "The last norm, where what the head reads is divided by √C, tied or not."
+    return _times(1 / sqrt(config.d_model) if hf["scale_decoder_outputs"] else 1.0)
 
 
 def _query_scale(config: GPTConfig, hf: dict) -> Change:
@@ -110,6 +115,7 @@ CHANGES: dict[str, Callable[[GPTConfig, dict], Change]] = {
     "plus_one": _plus_one,
     "times_width": _times_width,
     "tied_head": _tied_head,
+    "scaled_head": _scaled_head,
     "query_scale": _query_scale,
     "normed_rows": _normed_rows,
     "rotary_qkv": _rotary_qkv,
@@ -167,6 +173,8 @@ def _row_ranges(cut: str, n_rows: int, config: GPTConfig) -> list[tuple[int, int
         return [(0, n_rows), (0, n_rows)]
     if cut == "ones":
         return []
+    if cut == "halves":
+        return [(0, n_rows // 2), (n_rows // 2, n_rows)]
     n_heads, n_kv_heads, d_head = head_sizes(
         config.d_model, config.n_heads, config.n_kv_heads, config.d_head
     )
@@ -211,11 +219,12 @@ def _tensor_maps(
 
 def weight_map(
     model: GPT,  # on any device, also meta
-    kind: str,  # a name in FAMILIES
+    kind: str,  # a name in `families`
     hf: dict | None = None,  # config.json, of which a change may need a number; None: its defaults
+    families: Mapping[str, Family] = FAMILIES,  # model_type → its table
 ) -> list[TensorMap]:
     "Weight map: every copy between a model and a file of this family."
-    family = FAMILIES[kind]
+    family = families[kind]
     known = family.defaults | {"model_type": kind} | (hf or {})
     maps: list[TensorMap] = []
     with torch.device("cpu"):  # also where the model is a meta model

@@ -17,7 +17,7 @@ from torch import nn
 
 from .context import device_of, evaluating, unwrap
 from .cost import flops_per_token, utilization
-from .model_config import GPTConfig
+from .gpt import GPT
 from .packing import Batch
 from .settings import TrainConfig
 from .throughput import summed_loss
@@ -107,7 +107,8 @@ class Meter:
         config: TrainConfig,   # its dtype counts
         world: World = ALONE,  # the processes that train together
     ):
-        self.shape = getattr(unwrap(model), "config", None)
+        inner = unwrap(model)
+        self.shape = inner.config if isinstance(inner, GPT) else None
         self.device = str(device_of(model))
         self.config = config
         self.world_size = world.world_size
@@ -135,7 +136,7 @@ class Meter:
         self.seconds += elapsed
         speed = count / elapsed
         self.last = StepMetrics(step, loss, lr, norm, self.tokens, speed, self.seconds)
-        if isinstance(self.shape, GPTConfig):
+        if self.shape is not None:
             flops = flops_per_token(self.shape, seq_len)
             share = utilization(speed, flops, self.device, self.config.dtype)
             self.last.mfu = share / self.world_size

@@ -39,7 +39,7 @@ class GPTConfig:
     norm: str = "rmsnorm"  # "rmsnorm", "layernorm"
     norm_eps: float = 1e-5
     norm_position: str = "pre"  # "pre", "post", "output", "sandwich"
-    mlp: str = "relu2"  # "relu2", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"
+    mlp: str = "relu2"  # "relu", "relu2", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"
     qk_norm: bool = True  # RMS-norm for each query and key
     qk_norm_eps: float = 1e-6
     bias: bool = False  # in linear layers, and LayerNorm's shift

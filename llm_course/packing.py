@@ -62,6 +62,11 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # what it should predict there; -100 where there is nothing to predict
     document_ids: torch.Tensor | None = None  # the number, within its row, of a position's piece
 
+    @property
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        "What a model is called with."
+        return self.ids, self.document_ids
+
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on another `device`."
         document_ids = self.document_ids

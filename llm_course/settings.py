@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rule', 'AT_LEAST_1', 'AT_LEAST_0', 'SAMPLES', 'SEED', 'TrainConfig', 'whole_number', 'check_numbers',
-           'set_learning_rate']
+           'schedule_factor', 'set_learning_rate']
 
 # %% ../nbs/07e_settings.ipynb #07e-imports
 import math
@@ -124,6 +124,18 @@ def check_numbers(
             raise ValueError(f"{section}{name} is {value!r}; it must be {limits}.")
 
 # %% ../nbs/07e_settings.ipynb #d9699668
+def schedule_factor(
+    config: TrainConfig,  # its schedule counts
+    step: int,            # counted from 0
+) -> float:               # a share of the peak, 0 to 1
+    "Learning rate schedule: where the rate stands at `step`, as a share of its peak."
+    more = {}
+    if config.schedule == "wsd":
+        more["decay_share"] = config.decay_share
+    schedule = SCHEDULES[config.schedule]
+    return schedule(step, 1.0, config.min_lr_ratio, config.warmup_steps, config.max_steps, **more)
+
+
 def set_learning_rate(
     optimizer,            # one of torch's or ours; its groups' `lr` are set
     config: TrainConfig,  # its schedule counts
@@ -131,13 +143,7 @@ def set_learning_rate(
 ) -> float:               # the last group's rate: AdamW's, `lr`
     """Learning rate schedule: scale every group's own peak, kept as `initial_lr`, by the
     schedule's factor at `step`."""
-    more = {}
-    if config.schedule == "wsd":
-        more["decay_share"] = config.decay_share
-    schedule = SCHEDULES[config.schedule]
-    factor = schedule(
-        step, 1.0, config.min_lr_ratio, config.warmup_steps, config.max_steps, **more
-    )
+    factor = schedule_factor(config, step)
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return optimizer.param_groups[-1]["lr"]

@@ -41,7 +41,7 @@ def _n_targets(batch: Batch) -> int:
 
 
 def summed_loss(
-    model: nn.Module,           # ids (B, T), document_ids -> logits (B, T, V)
+    model: nn.Module,           # the batch's inputs -> logits (B, T, V)
     batch: Batch,               # on any device; it is moved to the model's
     dtype: str = "float32",     # "bfloat16": products in bf16, weights and loss stay in float32
 ) -> tuple[Tensor, int]:        # nats, a scalar, and the number of targets
@@ -50,7 +50,7 @@ def summed_loss(
     device = device_of(model)
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        logits = model(batch.ids, batch.document_ids)
+        logits = model(*batch.inputs)
     check_range("targets", batch.targets, logits.shape[-1], ignored=-100)
     return cross_entropy(logits, batch.targets, reduction="sum"), count
 

@@ -1,6 +1,7 @@
 """What tests share: for commands, a folder to run in and how to call one in it; for pages, a real
 browser."""
 
+import importlib.util
 import json
 import os
 import re
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 SCREENSHOTS = Path(__file__).parent / "screenshots"  # git-ignored; continuous integration keeps them
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 INSTALL = (
@@ -40,6 +40,9 @@ keep: null
 eval: {documents: 10, stories: 4, show: 6}
 """
 
+
+# They need JAX: test_jax.py runs them in a Python that has it.
+collect_ignore_glob = [] if importlib.util.find_spec("jax") else ["jax_cases/*"]
 
 # Tests that run in the background inherit a shell's "ignore Ctrl-C", and under nohup "ignore a
 # hang-up"; the commands that they start must hear both all the same.
@@ -186,10 +189,24 @@ def browser():
         opened.close()
 
 
+def give_up(reason):
+    "Skip a test that cannot run here; in continuous integration it fails."
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
+def jax_python():
+    "The Python that has JAX: Jupyter's kernel `jax` runs in it."
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        return KernelSpecManager().get_kernel_spec("jax").argv[0]
+    except NoSuchKernel:
+        give_up("there is no Python with JAX: make jax")
+
+
 @pytest.fixture(scope="module")
 def chromium():
     if not CHROMIUM:
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         give_up(INSTALL)
     with browser() as opened:
         yield opened

@@ -44,6 +44,19 @@ READY = """async () => {
 RUN_ALL = "() => jupyterapp.commands.execute('notebook:run-all-cells')"
 CELLS = "() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
 
+SOURCE = [  # an encoder-decoder with random weights, and the explorer of where it looks
+    "import torch\n"
+    "from llm_course.checkpoint import load_model\n"
+    "from llm_course.encoder_decoder import EncoderDecoder\n"
+    "from llm_course.model_config import GPTConfig\n"
+    "from llm_course.widgets import CrossAttentionExplorer\n"
+    "tokenizer = load_model()[1]\n"
+    "torch.manual_seed(1)\n"
+    "shape = dict(vocab_size=tokenizer.vocab_size, n_layers=2, n_heads=2, d_model=32)\n"
+    "model = EncoderDecoder(GPTConfig(**shape)).eval()\n"
+    "for p in model.parameters(): torch.nn.init.normal_(p, std=0.35)",
+    "CrossAttentionExplorer(model, tokenizer, 'the cat sat on the mat', 'a cat sat')",
+]
 HIDDEN = [  # cells that all succeed, each with another error in it
     "import anywidget, ipywidgets, threading\nwith ipywidgets.Output(): 1 / 0",
     "ipywidgets.interact(lambda x: [][x], x=3);",
@@ -99,7 +112,7 @@ def copy_lessons(folder):
                 cell.outputs = []
                 cell.execution_count = None
         write_notebook(folder / path.relative_to(ROOT), kept)
-    for name, sources in (("empty", ["1 + 1"]), ("hidden", HIDDEN)):
+    for name, sources in (("empty", ["1 + 1"]), ("source", SOURCE), ("hidden", HIDDEN)):
         cells = [nbformat.v4.new_code_cell(source) for source in sources]
         write_notebook(folder / "nbs" / f"{name}.ipynb", cells)
 
@@ -482,6 +495,50 @@ def test_in_the_browser(lab, path, widget, request):
         shown = output.locator(".jp-OutputArea-output .widget-vbox").first
         shown.scroll_into_view_if_needed()
         DRIVE[widget](shown, lambda name: shoot(shown, name))
+    assert troubles(lab) == []
+
+
+def test_a_source_is_explored(lab):
+    """Type a source, and what is written: the words above and below are the texts'. Pick a head: the
+    map is another, and its axes are named. Walk: another token's look is told. Leave the second box
+    empty: the model writes."""
+    page = lab.open("nbs/source.ipynb")
+    widget = page.locator(".jp-OutputArea-output .widget-vbox").first
+    source = widget.locator(".source span")
+    written = widget.locator(".written span")
+    said = widget.locator(".said")
+    canvas = widget.locator("canvas")
+
+    def drawn():
+        return canvas.evaluate("(canvas) => [canvas.width, canvas.height, canvas.toDataURL()]")
+
+    def shade():
+        return source.evaluate_all("(spans) => spans.map((span) => span.style.background)")
+
+    expect(widget.locator(".map .rows")).to_have_text("what was written")
+    expect(widget.locator(".map .columns")).to_have_text("where it looked in the source")
+    before = source.all_inner_texts()
+    widget.locator("textarea").first.fill("the mat sat on the cat.")
+    read = until_other(source.all_inner_texts, before)
+    assert "".join(read).replace("·", " ") == "the mat sat on the cat."
+    before = written.all_inner_texts()
+    widget.locator("textarea").last.fill("the cat.")
+    told = until_other(written.all_inner_texts, before)
+    assert "".join(told).replace("·", " ") == "the cat.<|endoftext|>"
+    assert drawn()[0] * len(told) == drawn()[1] * len(read)  # a column each, a row each
+    widget.screenshot(path=SCREENSHOTS / "source-typed.png")
+    for box, other in (("head", "mean of heads"), ("head", "head 0"), ("layer", "layer 1")):
+        picture = drawn()
+        select = widget.locator(".widget-dropdown", has_text=box).locator("select")
+        select.select_option("layer 0" if select.input_value() == other == "layer 1" else other)
+        until_other(drawn, picture)
+    shades = shade()
+    written.last.press("ArrowLeft")
+    expect(said).to_contain_text(re.compile(rf"^{re.escape(told[-2])} was written looking at "))
+    assert shade() != shades
+    assert written.nth(len(told) - 2).get_attribute("aria-selected") == "true"
+    widget.locator("textarea").last.fill("")
+    until_other(written.all_inner_texts, told, 60)
     assert troubles(lab) == []
 
 

@@ -9,13 +9,17 @@ from torch.testing import assert_close
 
 from llm_course.checkpoint import load_checkpoint, load_model, save_checkpoint
 from llm_course.decoding import beam_search, generate_speculative
+from llm_course.encoder_decoder import EncoderDecoder
+from llm_course.engine import SamplingParams
 from llm_course.fast import optimize_for_decoding, quantize_int8
 from llm_course.gpt import GPT
 from llm_course.learning import cross_entropy
 from llm_course.model_config import GPTConfig
 from llm_course.optim import make_optimizer
 from llm_course.packing import Batch
+from llm_course.reading import pad_rows
 from llm_course.sampling import generate, generate_text
+from llm_course.scheduler import Engine
 from llm_course.settings import TrainConfig
 from llm_course.throughput import has_compiler, optimize_for_training
 from llm_course.training import train
@@ -149,3 +153,47 @@ def test_the_bundled_model_writes_the_same():
     drafted = list(generate_speculative(there, draft, ids, 30, temperature=0))
     assert drafted == list(generate(there, ids, 30, temperature=0))
     assert len(greedy(quantize_int8(load_model(device="cuda")[0]))) > 20
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_serving_engine_writes_the_same(fixed):
+    "Eight texts in three rows, with a common beginning, and too few blocks: some are put back."
+    torch.manual_seed(1)
+    here = GPT(BASE).double().eval()
+    there = GPT(BASE).double().cuda().eval()
+    there.load_state_dict(here.state_dict())
+    common = list(range(40))
+    prompts = [common[: 3 + 5 * i] for i in range(8)]
+    engine = Engine(there, n_rows=3, n_blocks=6, fixed=fixed)
+    texts = [engine.submit(ids, 20, SamplingParams(temperature=0)) for ids in prompts]
+    while engine.step():
+        pass
+    expected = generate_batch(here, prompts, 20, temperature=0)
+    assert [text.ids[text.n_prompt :] for text in texts] == expected
+    assert engine.counts["preemptions"] > 0
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_the_encoder_decoder_is_the_same(position):
+    "Several sources of different lengths, gradients, texts and beams."
+    torch.manual_seed(1)
+    config = replace(BASE, norm_position=position, n_kv_heads=2)
+    here = EncoderDecoder(config).double().eval()
+    there = EncoderDecoder(config).double().cuda().eval()
+    there.load_state_dict(here.state_dict())
+    ids = torch.randint(300, (3, 20))
+    source_ids, source_mask = pad_rows([[1, 2, 3], [7] * 30, list(range(12))])
+    expected = here(ids, source_ids, source_mask)
+    found = there(ids.cuda(), source_ids.cuda(), source_mask.cuda())
+    assert_close(found.cpu(), expected, atol=1e-6, rtol=0)
+    cross_entropy(expected, ids).backward()
+    cross_entropy(found, ids.cuda()).backward()
+    for p, q in zip(here.parameters(), there.parameters()):
+        assert_close(q.grad.cpu(), p.grad, atol=1e-6, rtol=0)
+    ours = here.reading(source_ids, source_mask)
+    theirs = there.reading(source_ids, source_mask)
+    prompts = [[1], [2, 3], [4]]
+    texts = generate_batch(ours, prompts, 20, temperature=0)
+    assert generate_batch(theirs, prompts, 20, temperature=0) == texts
+    beams = beam_search(here.reading(source_ids[:1]), [1], 10)
+    assert beam_search(there.reading(source_ids[:1]), [1], 10)[0].ids == beams[0].ids

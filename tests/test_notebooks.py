@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import CHROMIUM
+from conftest import CHROMIUM, jax_python
 from fold_cells import wrongly_folded
 from nbclient import NotebookClient
 from road import is_solution, with_solutions
@@ -223,6 +223,16 @@ def test_text_needs_no_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True, env=ENV, timeout=60)
 
 
+def test_only_the_modules_on_jax_import_it(graph):
+    "And no other module imports them: the course needs no JAX."
+    for path in MODULES:
+        module = module_name(path)
+        text = path.read_text(encoding="utf-8")
+        imports_jax = re.search(r"^ *(from|import) (jax|flax|optax)\b", text, re.M)
+        imported = {other for other in graph[module] if other.startswith("jax_")}
+        assert module.startswith("jax_") or not (imports_jax or imported), module
+
+
 def test_pretrained_imports_no_hugging_face_library():
     libraries = {"transformers", "huggingface_hub", "tokenizers"}
     code = f"import sys, llm_course.pretrained; sys.exit(bool({libraries} & set(sys.modules)))"
@@ -367,6 +377,11 @@ def hidden_errors(notebook):
                     yield output
 
 
+def kernel_of(path):
+    "The kernel that a notebook names: `python3`, or `jax`, which has more packages."
+    return nbformat.read(path, 4).metadata.kernelspec.name
+
+
 def run_in_kernel(path, choose):
     """A notebook, of which `choose` gives the cells, run in a kernel as in Jupyter, without those that
     tests skip."""
@@ -375,7 +390,10 @@ def run_in_kernel(path, choose):
     notebook.cells = [c for c in cells if c.cell_type != "code" or not is_skipped(c)]
     notebook.metadata.pop("widgets", None)
     place = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+    kernel = kernel_of(path)
+    if kernel == "jax":
+        jax_python()  # or the test ends here
+    NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=place).execute()
     assert list(hidden_errors(notebook)) == []
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert code and all(cell.execution_count for cell in code)
@@ -388,8 +406,9 @@ def kernel_environment(monkeypatch):
 
 
 def in_kernel(path):
-    "A kernel differs from nbdev_test where a widget is shown; the other notebooks take minutes."
-    needed = is_road(path) or shows_a_widget(path)
+    """A kernel differs from nbdev_test where a widget is shown, or where nbdev_test skips what needs
+    another kernel; the other notebooks take minutes."""
+    needed = is_road(path) or shows_a_widget(path) or kernel_of(path) != "python3"
     return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
 
 

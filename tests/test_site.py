@@ -50,7 +50,12 @@ WORKSHOPS = {
 PAGES += [f"workshops/{path.stem}" for path in ROAD if WORKSHOPS[path]]
 SIZES = {"phone": (375, 812), "desk": (1300, 900)}
 PICTURED = ("index", "nbs/03_attention", "api/attention")
-LIVE = {"AttentionExplorer", "LogitLens", "TokenizerExplorer"}   # what works on a page, in part
+LIVE = {  # what works on a page, in part
+    "AttentionExplorer",
+    "CrossAttentionExplorer",
+    "LogitLens",
+    "TokenizerExplorer",
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INSIDE = ROOT / "nbs" / "10_look_inside.ipynb"                   # the lesson of two live widgets
 

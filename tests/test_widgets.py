@@ -8,28 +8,40 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from llm_course.encoder_decoder import EncoderDecoder
 from llm_course.gpt import GPT
 from llm_course.interface import CharTokenizer
 from llm_course.model_config import GPTConfig
 from llm_course.packing import Batch
 from llm_course.settings import TrainConfig
-from llm_course.widgets import AttentionExplorer, LogitLens, Playground, TrainingDashboard, base
+from llm_course.widgets import (
+    AttentionExplorer,
+    CrossAttentionExplorer,
+    LogitLens,
+    Playground,
+    TrainingDashboard,
+    base,
+)
 
 TOKENIZER = CharTokenizer.train(["the cat sat on the mat"])
 
 
-def tiny_model():
+def tiny_model(kind=GPT):
     shape = dict(vocab_size=TOKENIZER.vocab_size, max_seq_len=32, n_layers=1, n_heads=2, d_model=16)
-    return GPT(GPTConfig(**shape)).eval()
+    return kind(GPTConfig(**shape)).eval()
 
 
 def explorer_of(kind):
-    made = kind(tiny_model(), TOKENIZER, "the")
+    model = tiny_model(EncoderDecoder if kind is CrossAttentionExplorer else GPT)
+    made = kind(model, TOKENIZER, "the")
     made.wait()
     return made
 
 
-@pytest.mark.parametrize("kind", [Playground, AttentionExplorer, LogitLens])
+EXPLORERS = [Playground, AttentionExplorer, CrossAttentionExplorer, LogitLens]
+
+
+@pytest.mark.parametrize("kind", EXPLORERS)
 def test_a_closed_explorer_frees_its_model(kind):
     explorer = explorer_of(kind)
     model = weakref.ref(explorer.model)

@@ -1,5 +1,6 @@
 // The tokens of a text and the attention map of one head. All heads' weights are here already, one
 // byte each, so pointing needs no kernel. `at(t, s)` is the weight with which token t looks at s.
+// A text looks at itself; with a `source`, what was written looks at what was read.
 
 const FRAME = "#D55E00";
 const KEYS = {
@@ -13,15 +14,16 @@ const KEYS = {
 const INSIDE = `
   <div class="llm-attention">
     <div>
-      <div class="words" role="listbox" aria-label="tokens: choose the one that looks"
+      <div class="words source"></div>
+      <div class="words written" role="listbox" aria-label="tokens: choose the one that looks"
         data-lm-suppress-shortcuts="true"></div>
       <div class="said" aria-live="polite"></div>
     </div>
     <div class="map">
-      <span class="rows">the token that looks</span>
+      <span class="rows"></span>
       <canvas role="img"
         aria-label="attention map: a row is the token that looks, a column where it looks"></canvas>
-      <span class="columns">where it looks</span>
+      <span class="columns"></span>
     </div>
   </div>`;
 
@@ -29,14 +31,36 @@ function blue(weight) {
   return `rgba(0, 114, 178, ${Math.sqrt(weight)})`;
 }
 
+// What is looked at, how much of it a token sees, and how that is said.
+function seenBy(model) {
+  const source = model.get("source");
+  if (source.length) {
+    return {
+      seen: source,
+      reach: () => source.length,
+      verb: "was written looking at",
+      rows: "what was written",
+      columns: "where it looked in the source",
+    };
+  }
+  const seen = model.get("tokens");
+  return {
+    seen,
+    reach: (row) => row + 1,
+    verb: "looks at",
+    rows: "the token that looks",
+    columns: "where it looks",
+  };
+}
+
 // The weights of the chosen head, or the mean of all heads where `pick` is 0.
-function reader(model) {
+function reader(model, S) {
   const T = model.get("tokens").length;
   const H = model.get("heads");
   const layer = model.get("layer");
   const pick = model.get("pick");
-  const bytes = model.get("weights"); // (L, H, T, T)
-  const head = (h, t, s) => bytes.getUint8(((layer * H + h) * T + t) * T + s) / 255;
+  const bytes = model.get("weights"); // (L, H, T, S)
+  const head = (h, t, s) => bytes.getUint8(((layer * H + h) * T + t) * S + s) / 255;
   if (pick > 0) return (t, s) => head(pick - 1, t, s);
   return (t, s) => {
     let sum = 0;
@@ -45,47 +69,57 @@ function reader(model) {
   };
 }
 
-function drawMap(canvas, at, T, row) {
-  const size = Math.max(4, Math.min(16, Math.floor(384 / T)));
+function drawMap(canvas, at, T, S, reach, row) {
+  const size = Math.max(4, Math.min(16, Math.floor(384 / Math.max(T, S))));
   const pen = canvas.getContext("2d");
-  canvas.width = size * T;
+  canvas.width = size * S;
   canvas.height = size * T;
   for (let t = 0; t < T; t++) {
-    for (let s = 0; s <= t; s++) {
+    for (let s = 0; s < reach(t); s++) {
       pen.fillStyle = blue(at(t, s));
       pen.fillRect(s * size, t * size, size, size);
     }
   }
   pen.strokeStyle = FRAME;
   pen.lineWidth = 2;
-  pen.strokeRect(1, row * size + 1, (row + 1) * size - 2, Math.max(2, size - 2));
+  pen.strokeRect(1, row * size + 1, reach(row) * size - 2, Math.max(2, size - 2));
 }
 
-function shade(words, at, row) {
+function shade(words, at, row, n) {
   [...words.children].forEach((word, s) => {
-    const weight = s <= row ? at(row, s) : 0;
+    const weight = s < n ? at(row, s) : 0;
     word.style.background = blue(weight);
     word.style.color = weight > 0.8 ? "white" : "";
-    word.setAttribute("aria-selected", s === row);
-    word.tabIndex = s === row ? 0 : -1;
+  });
+}
+
+function select(words, row) {
+  [...words.children].forEach((word, t) => {
+    word.setAttribute("aria-selected", t === row);
+    word.tabIndex = t === row ? 0 : -1;
   });
 }
 
 // The token that looks and the five it looks at most, in words.
-function sentence(tokens, at, row) {
-  const looks = tokens
-    .slice(0, row + 1)
+function sentence(token, { seen, reach, verb }, at, row) {
+  const looks = seen
+    .slice(0, reach(row))
     .map((text, s) => ({ text, weight: at(row, s) }))
     .sort((a, b) => b.weight - a.weight)
     .slice(0, 5)
     .filter(({ weight }) => weight >= 0.005)
     .map(({ text, weight }) => `${text} ${Math.round(100 * weight)} %`);
-  return `${tokens[row]} looks at  ${looks.join(",  ")}`;
+  return `${token} ${verb}  ${looks.join(",  ")}`;
+}
+
+function makeSpan(text) {
+  const span = document.createElement("span");
+  span.textContent = text;
+  return span;
 }
 
 function makeWord(text, choose) {
-  const word = document.createElement("span");
-  word.textContent = text;
+  const word = makeSpan(text);
   word.onmouseenter = () => choose(false);
   word.onfocus = () => choose(false);
   word.onclick = () => choose(true);
@@ -95,7 +129,8 @@ function makeWord(text, choose) {
 
 function render({ model, el }) {
   el.innerHTML = INSIDE;
-  const words = el.querySelector(".words");
+  const source = el.querySelector(".source");
+  const words = el.querySelector(".written");
   const said = el.querySelector(".said");
   const canvas = el.querySelector("canvas");
   let row = 0; // the token that looks
@@ -103,11 +138,14 @@ function render({ model, el }) {
   function choose(t, focus = false) {
     const tokens = model.get("tokens");
     if (!tokens.length) return;
-    const at = reader(model);
+    const look = seenBy(model);
+    const S = look.seen.length;
+    const at = reader(model, S);
     row = Math.max(0, Math.min(tokens.length - 1, t));
-    shade(words, at, row);
-    said.textContent = sentence(tokens, at, row);
-    drawMap(canvas, at, tokens.length, row);
+    shade(source.childElementCount ? source : words, at, row, look.reach(row));
+    select(words, row);
+    said.textContent = sentence(tokens[row], look, at, row);
+    drawMap(canvas, at, tokens.length, S, look.reach, row);
     if (focus) words.children[row].focus();
   }
 
@@ -122,6 +160,10 @@ function render({ model, el }) {
       }),
     );
     words.replaceChildren(...spans);
+    source.replaceChildren(...model.get("source").map(makeSpan));
+    const { rows, columns } = seenBy(model);
+    el.querySelector(".rows").textContent = rows;
+    el.querySelector(".columns").textContent = columns;
     choose(spans.length - 1);
   }
 

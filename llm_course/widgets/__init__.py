@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .attention import AttentionExplorer as AttentionExplorer
+    from .attention import CrossAttentionExplorer as CrossAttentionExplorer
     from .attention import farthest_look as farthest_look
+    from .attention import keenest_look as keenest_look
     from .base import Explorer as Explorer
     from .lens import LogitLens as LogitLens
     from .lens import lens_table as lens_table
@@ -27,7 +29,9 @@ _HOME = {
     "plot_next_token": "next_token",
     "Playground": "playground",
     "AttentionExplorer": "attention",
+    "CrossAttentionExplorer": "attention",
     "farthest_look": "attention",
+    "keenest_look": "attention",
     "LogitLens": "lens",
     "lens_table": "lens",
     "TrainingDashboard": "training",
