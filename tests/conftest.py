@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 SCREENSHOTS = Path(__file__).parent / "screenshots"  # git-ignored; continuous integration keeps them
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 INSTALL = (

@@ -6,6 +6,7 @@ A notebook runs in a process of its own. It is forked from one in which torch an
 seconds to load is loaded already."""
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import re
@@ -84,6 +85,12 @@ def sections(cells, flags):
         if cell.cell_type == "code" and not is_skipped(cell.source, flags):
             found.setdefault(name, []).append(Cell(number, cell.source))
     return found
+
+
+def can_run(notebook):
+    "Whether this Python has what a notebook's kernel has: `jax` is a kernel with JAX (make jax)."
+    kernel = notebook.metadata.get("kernelspec", {}).get("name", "python3")
+    return kernel == "python3" or importlib.util.find_spec(kernel) is not None
 
 
 def run_cells(path, log, pipe):
@@ -200,9 +207,10 @@ class Notebook(pytest.File):
     "The headings of a notebook under which something runs."
 
     def collect(self):
-        cells = nbformat.read(self.path, 4).cells
-        if self.path in ROAD:
-            cells = with_solutions(cells)
+        notebook = nbformat.read(self.path, 4)
+        cells = with_solutions(notebook.cells) if self.path in ROAD else notebook.cells
+        if not can_run(notebook):
+            return
         flags = skipped_flags() - set(self.config.getoption("--cells").split())
         is_named = any(self.path.name in argument for argument in self.config.args)
         above = []
