@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"  # git-ignored; continuous integration keeps them
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -54,17 +53,15 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
-    if not config.option.markexpr:
-        config.option.markexpr = "not slow"
+def pytest_addoption(pluginmanager):
+    pluginmanager.import_plugin("notebook_items")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One worker runs all that needs a browser, so that one server and one browser are started, and
-    one each file of tests that share a server or several processes; `--dist loadgroup` does nothing in
-    pytest 9.2."""
+    """One worker runs all that needs a browser, so that one server and one browser are started. One
+    runs a notebook, and a file of tests that share a server or several processes. `--dist loadgroup`
+    does nothing in pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneBrowser(LoadScopeScheduling):
@@ -72,6 +69,8 @@ def pytest_xdist_make_scheduler(config, log):
             shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
             if file := re.search(shares, nodeid):
                 return file.group()
+            if ".ipynb::" in nodeid:
+                return nodeid.split("::")[0]
             return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
 
     return OneBrowser(config, log)
@@ -198,6 +197,8 @@ def give_up(reason):
 
 def jax_python():
     "The Python that has JAX: Jupyter's kernel `jax` runs in it."
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
     try:
         return KernelSpecManager().get_kernel_spec("jax").argv[0]
     except NoSuchKernel:
