@@ -51,6 +51,7 @@ ENV = os.environ | {
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # JAX compiles sooner
 }
 
 
@@ -405,10 +406,15 @@ def kernel_environment(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+# It trains for 20 s; docs/live.py runs it in a kernel, too, for test_site.py.
+ON_THE_SITE = ("17_encoder_decoder",)
+
+
 def in_kernel(path):
     """A kernel differs from nbdev_test where a widget is shown, or where nbdev_test skips what needs
     another kernel; the other notebooks take minutes."""
     needed = is_road(path) or shows_a_widget(path) or kernel_of(path) != "python3"
+    needed = needed and path.stem not in ON_THE_SITE
     return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
 
 
