@@ -15,10 +15,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import CHROMIUM, jax_python
 from fold_cells import wrongly_folded
 from nbclient import NotebookClient
 from road import is_solution, with_solutions
+from shared import CHROMIUM, jax_python
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "llm_course"
