@@ -165,7 +165,8 @@ def keenest_look(
 # %% ../../nbs/support/widgets/attention.ipynb #att-source
 class CrossAttentionExplorer(_MapExplorer):
     """Cross-attention widget: type a source, pick a layer and a head, and point at a token that was
-    written: where it looked in the source is shaded. The model writes, unless you do."""
+    written: where it looked in the source is shaded. The model writes, unless you do.
+    ValueError for a model that reads no source."""
 
     def __init__(
         self,
