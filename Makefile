@@ -12,7 +12,7 @@ BIN   := .venv/bin
 JAX   := .venv-jax/bin/python
 SETUP := $(wildcard settings.ini setup.py constraints.txt)
 
-.PHONY: demo test lab jax edit reset docs docs-serve pretrained clean
+.PHONY: demo test coverage test-oldest release-check lab jax edit reset docs docs-serve pretrained clean
 .NOTPARALLEL:  # two installations in one environment would disturb each other
 .DEFAULT_GOAL := help
 
@@ -24,6 +24,8 @@ help:
 	@echo "make edit        open the lessons themselves, to change the course"
 	@echo "make docs        build the lessons and the package's reference as a site (make docs-serve shows it)"
 	@echo "make test        run everything that proves the course"
+	@echo "make coverage    what no test and no notebook reaches"
+	@echo "make release-check    everything that a release wants, but the upload"
 	@echo "make pretrained  train the bundled model of llm_course/bundled anew"
 
 # One stamp a set of extras: what is installed already is not looked at again until the requirements change.
@@ -61,7 +63,29 @@ OWN  = $(filter-out tales tales:%,$(CORPUS))
 DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
 
 test: .venv/.installed-dev .venv-jax/.installed
-	$(BIN)/python -m pytest -q -n 2 tests $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --durations=25 tests nbs $(ARGS)
+
+# What no test and no notebook reaches, by lines and branches; slower than make test.
+coverage: export COVERAGE_FOLDER = $(CURDIR)/data/coverage
+coverage: .venv/.installed-dev .venv-jax/.installed
+	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER)
+	$(BIN)/python -m coverage run --rcfile tests/coverage.ini -m pytest -q -n 2 tests nbs $(ARGS)
+	$(BIN)/python -m coverage combine -q --rcfile tests/coverage.ini
+	$(BIN)/python -m coverage html -q --rcfile tests/coverage.ini -d $(COVERAGE_FOLDER)/html
+	$(BIN)/python -m coverage report --rcfile tests/coverage.ini
+
+# The notebooks with the oldest versions that settings.ini promises; uv finds them.
+OLDEST := .venv-oldest/bin
+UV     ?= --torch-backend cpu
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --resolution lowest-direct $(UV) \
+		-e ".[lessons]" "execnb>=0.1.18" "fastcore>=1.14.5" "nbformat>=5.10"
+	$(OLDEST)/python -m pytest -q nbs $(ARGS)
+
+release-check: .venv/.installed-dev
+	$(BIN)/python tests/release_check.py $(VERSION)
 
 COPIES = $(BIN)/python -c 'import sys; from llm_course.lessons import main; sys.exit(main(sys.argv[1:]))'
 JUPYTER = $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)"
@@ -92,4 +116,4 @@ pretrained: .venv/.installed-core
 	$(BIN)/llm_eval --model llm_course/bundled eval.stories=500 > llm_course/bundled/eval.txt
 
 clean:
-	rm -rf .venv .venv-jax _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png
+	rm -rf .venv .venv-jax .venv-oldest _docs build dist *.egg-info data/processed data/tokenizer data/runs loss.png

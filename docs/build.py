@@ -20,6 +20,7 @@ from pathlib import Path
 
 from contents import Course, cells, notebooks
 from live import VIEW, run_all
+from map import map_page
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,7 +263,7 @@ def gather(folder: Path) -> None:
     sources.pop(None, None)
     course = Course()
     pages = {f"api/{module}": api_page(module, path) for module, path in sources.items()}
-    pages |= course.workshop_pages()
+    pages |= course.workshop_pages() | {"map": map_page(sources, escape)}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pages["index"] = readme + course.trees(list(sources))
     for name, text in pages.items():

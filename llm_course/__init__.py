@@ -1,6 +1,6 @@
 """Build a language model from nothing: what the lessons export, imported when it is asked for."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,47 +1,11 @@
-"""What tests share: for commands, a folder to run in and how to call one in it; for pages, a real
-browser."""
+"""Fixtures: a folder to run commands in, a real browser; and which worker runs what."""
 
 import importlib.util
-import json
-import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-SCREENSHOTS = Path(__file__).parent / "screenshots"  # git-ignored; continuous integration keeps them
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-INSTALL = (
-    "no page was opened in a browser, for there is no Chromium: on Debian, "
-    "apt-get install --no-install-recommends chromium fonts-dejavu-core"
-)
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-TINY = """\
-corpus: {source: "tales:400"}
-tokenizer: {vocab_size: 600}
-model: {n_layers: 2, n_heads: 2, d_model: 32, max_seq_len: 256}
-train:
-  {max_steps: 40, batch_size: 4, seq_len: 256, warmup_steps: 2, eval_every: 20, eval_batches: 2}
-save_every: 5
-keep: null
-eval: {documents: 10, stories: 4, show: 6}
-"""
-
+from shared import CHROMIUM, INSTALL, TINY, Shell, browser, give_up
 
 # They need JAX: test_jax.py runs them in a Python that has it.
 collect_ignore_glob = [] if importlib.util.find_spec("jax") else ["jax_cases/*"]
@@ -54,17 +18,15 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; left out unless -m asks for it")
-    if not config.option.markexpr:
-        config.option.markexpr = "not slow"
+def pytest_addoption(pluginmanager):
+    pluginmanager.import_plugin("notebook_items")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One worker runs all that needs a browser, so that one server and one browser are started, and
-    one each file of tests that share a server or several processes; `--dist loadgroup` does nothing in
-    pytest 9.2."""
+    """One worker runs all that needs a browser, so that one server and one browser are started. One
+    runs a notebook, and a file of tests that share a server or several processes. `--dist loadgroup`
+    does nothing in pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneBrowser(LoadScopeScheduling):
@@ -72,95 +34,11 @@ def pytest_xdist_make_scheduler(config, log):
             shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
             if file := re.search(shares, nodeid):
                 return file.group()
+            if ".ipynb::" in nodeid:
+                return nodeid.split("::")[0]
             return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
 
     return OneBrowser(config, log)
-
-
-class Shell:
-    "Run the installed commands in one folder, as a person would."
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        settings = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        self.env = os.environ | settings
-
-    def command(self, name, *args):
-        return [str(Path(sys.executable).parent / name), *map(str, args)]
-
-    def start(self, name, *args):
-        return subprocess.Popen(
-            self.command(name, *args),
-            cwd=self.folder,
-            env=self.env,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def __call__(self, name, *args, input=""):
-        "(exit code, standard output, standard error)"
-        run = subprocess.run(
-            self.command(name, *args),
-            cwd=self.folder,
-            env=self.env,
-            timeout=300,
-            input=input if isinstance(input, bytes) else input.encode(),
-            capture_output=True,
-        )
-        return run.returncode, run.stdout.decode(), run.stderr.decode()
-
-    def ok(self, name, *args, **kwargs):
-        code, out, err = self(name, *args, **kwargs)
-        assert code == 0, out + err
-        return out
-
-    def refused(self, name, *args, **kwargs):
-        "The one sentence with which a command refuses its input."
-        code, out, err = self(name, *args, **kwargs)
-        told = (code, out, err)
-        assert code == 2 and "Traceback" not in err and err.count("\n") == 1, told
-        return err
-
-
-def same(a, b):
-    "Whether two states agree to the bit, tensors inside of them too."
-    import torch  # not every test needs it
-
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def steps(run):
-    return sorted(path.name for path in run.glob("step-*"))
-
-
-def losses(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def wait_for(condition, process, seconds=120):
-    "Wait until `condition()` holds, while the process lives."
-    end = time.time() + seconds
-    while not condition():
-        assert process.poll() is None and time.time() < end, process.communicate()
-        time.sleep(0.0005)
-
-
-def name_run(shell, name):
-    "The folder of another run over the same data."
-    for kind in ("tokenizer", "processed"):
-        target = shell.folder / "data" / kind / name
-        if not target.exists():
-            shutil.copytree(shell.folder / "data" / kind / "tales", target)
-    return shell.folder / "data" / "runs" / name
 
 
 @pytest.fixture
@@ -177,31 +55,6 @@ def tokenized(tmp_path_factory):
     shell = Shell(folder)
     shell.ok("llm_tokenize", "--config", "tiny.yaml")
     return shell
-
-
-@contextmanager
-def browser():
-    "Debian's Chromium, or Chrome, driven by Playwright, whose event loop then runs here."
-    from playwright.sync_api import sync_playwright
-
-    SCREENSHOTS.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield opened
-        opened.close()
-
-
-def give_up(reason):
-    "Skip a test that cannot run here; in continuous integration it fails."
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-
-
-def jax_python():
-    "The Python that has JAX: Jupyter's kernel `jax` runs in it."
-    try:
-        return KernelSpecManager().get_kernel_spec("jax").argv[0]
-    except NoSuchKernel:
-        give_up("there is no Python with JAX: make jax")
 
 
 @pytest.fixture(scope="module")

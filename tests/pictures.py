@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import nbformat
-from conftest import browser
 from PIL import Image
 from playwright.sync_api import expect
+from shared import browser
 from test_browser import Lab, jupyter_lab, write_notebook
 from test_chat_page import StandIn, Visit, running
 

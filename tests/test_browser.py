@@ -15,9 +15,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import SCREENSHOTS
 from playwright.sync_api import expect
 from road import with_solutions
+from shared import SCREENSHOTS
 from test_notebooks import ENV, IN_BROWSER, ROOT, is_skipped
 
 SETTINGS = {

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import uvicorn
-from conftest import SCREENSHOTS
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
+from shared import SCREENSHOTS
 
 from llm_course.chat import PLAIN_TEMPLATE
 from llm_course.checkpoint import load_model

@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import losses, name_run, steps, wait_for
+from shared import losses, name_run, steps, wait_for
 
 from llm_course.corpus import Tales
 

@@ -12,7 +12,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from shared import wait_for
 
 from llm_course.bpe import BPETokenizer
 from llm_course.interface import CharTokenizer

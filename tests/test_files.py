@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import losses, name_run, steps
+from shared import losses, name_run, steps
 
 from llm_course.bpe import BPETokenizer
 from llm_course.checkpoint import load_checkpoint, load_model, save_checkpoint

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import CHROMIUM, jax_python
 from fold_cells import wrongly_folded
 from nbclient import NotebookClient
-from nbdev_runs import Runs
 from road import is_solution, with_solutions
+from shared import CHROMIUM, jax_python
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "llm_course"
@@ -52,6 +51,7 @@ ENV = os.environ | {
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # JAX compiles sooner
 }
 
 
@@ -282,64 +282,74 @@ def test_a_figure_stands_above_each_widget(path):
             assert any(shows(above, "image/png") for above in cells[max(0, i - 6) : i])
 
 
-def solved_copy(path, folder):
-    "A road lesson in a project of its own, in which each exercise is put to the test."
-    notebook = nbformat.read(path, 4)
-    notebook.cells = with_solutions(notebook.cells)
-    for name in ("settings.ini", "configs"):
-        (folder / name).symlink_to(ROOT / name)
-    copy = folder / path.relative_to(ROOT)
-    copy.parent.mkdir()
-    nbformat.write(notebook, copy)
-    return copy
+def nbdev_test(folder, *arguments):
+    "Exit code, and what the command says, in a folder with a settings.ini."
+    command = [Path(sys.executable).parent / "nbdev_test", *arguments]
+    options = {"cwd": folder, "env": ENV, "timeout": 300, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options)
+    return done.returncode, done.stdout + done.stderr
 
 
-# Several processes each; what they claim is held by test_planner.py and test_clinic.py, too.
-HELD_ELSEWHERE = ("13i_footprint", "13j_probes", "13n_capacity")
+def test_nbdev_test_runs_a_notebook():
+    "The command that nbdev's users know. Our own tests run each heading: notebook_items.py."
+    code, said = nbdev_test(ROOT, "--path", "nbs/08d_filters.ipynb")
+    assert code == 0 and "Success" in said, said
 
 
-def in_nbdev(path):
-    "The road runs in JupyterLab, with its exercises solved: see IN_BROWSER below."
-    is_slow = is_road(path) or path.stem in HELD_ELSEWHERE
-    return pytest.param(path, id=name_of(path), marks=pytest.mark.slow if is_slow else [])
+def make_notebook(path, *sources):
+    "A notebook of headings and code."
+    kinds = {True: nbformat.v4.new_markdown_cell, False: nbformat.v4.new_code_cell}
+    cells = [kinds[source.startswith("## ")](source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
-@pytest.fixture(scope="module")
-def nbdev_runs():
-    runs = Runs(ENV)
-    yield runs
-    runs.close()
-
-
-@pytest.mark.parametrize("path", [in_nbdev(path) for path in NOTEBOOKS])
-def test_nbdev_test(path, nbdev_runs, tmp_path):
-    root = ROOT
-    if is_road(path):
-        path = solved_copy(path, tmp_path)
-        root = tmp_path
-    code, said = nbdev_runs(root, path, tmp_path / "said.txt", 300)
-    assert code == 0, said[-6000:]
-    assert "No files were eligible" not in said and "Success" in said, said[-2000:]
-
-
-@pytest.mark.parametrize(
-    "source, seconds, wanted, words",
-    [
-        ("1 / 0", 60, 1, "ZeroDivisionError"),
-        ("import os; os._exit(0)", 60, 0, ""),
-        ("while True: pass", 2, "none after 2 s", ""),
-        ("input()", 60, 1, "EOFError"),
-        ("print('well')", 60, 0, "Success"),
-    ],
-)
-def test_nbdev_test_sees_what_goes_wrong(nbdev_runs, tmp_path, source, seconds, wanted, words):
-    "An error, an exit in the midst of a cell, a cell that does not end; and then all is well again."
+def test_nbdev_test_sees_what_goes_wrong(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
-    path = tmp_path / "one.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
-    code, said = nbdev_runs(tmp_path, path, tmp_path / "said.txt", seconds)
-    assert code == wanted and words in said, said
-    assert ("Success" in said) == (words == "Success")
+    make_notebook(tmp_path / "one.ipynb", "1 / 0")
+    code, said = nbdev_test(tmp_path, "--path", "one.ipynb")
+    assert code == 1 and "ZeroDivisionError" in said, said
+
+
+def test_each_heading_is_a_test(tmp_path):
+    """Cells above run first, once; a failure names its heading and its cell, and what stands below is
+    not run. An exit in the midst of a cell, a cell that does not end, one that asks: all fail."""
+    make_notebook(
+        tmp_path / "a.ipynb",
+        *("## Set *up*", "n = 1", "## No code", "## Count", "n += 1\nassert n == 2"),
+        *("#| slow\nn += 10", "## Count", "assert n == 2", "## Break", "print('before')\n1 / 0"),
+        *("## Below", "n"),
+    )
+    make_notebook(tmp_path / "b.ipynb", "## Exit", "import os; os._exit(3)")
+    make_notebook(tmp_path / "c.ipynb", "## Endless", "while True: pass")
+    make_notebook(tmp_path / "d.ipynb", "## Ask", "input()")
+    options = ["-q", "-rA", "-p", "notebook_items", "-p", "no:cacheprovider", "--cell-seconds=3"]
+    env = ENV | {"PYTHONPATH": str(Path(__file__).parent)}
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "pytest", *options, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=120)
+        said = done.stdout.decode()
+        return set(re.findall(r"^(PASSED|FAILED) (\S+)", said, re.M)), said
+
+    found, said = run(".")
+    passed = {("PASSED", f"a.ipynb::{name}") for name in ("Set-up", "Count", "Count-2")}
+    failed = {("FAILED", name) for name in ("a.ipynb::Break", "a.ipynb::Below", "b.ipynb::Exit")}
+    failed |= {("FAILED", "c.ipynb::Endless"), ("FAILED", "d.ipynb::Ask")}
+    assert found == passed | failed, said
+    for words in (
+        "a.ipynb, under Break. Cell 10:",
+        "ZeroDivisionError",
+        "before",
+        "a.ipynb, under Below. It was not run, since cell 10 failed.",
+        "with 3.",
+        "within 3.0 s.",
+        "EOFError",
+    ):
+        assert words in said, words
+    found, said = run("a.ipynb::Count-2")
+    assert found == {("PASSED", "a.ipynb::Count-2")}, said
+    found, said = run("a.ipynb", "--cells=slow", "-k", "Count")
+    assert found == {("PASSED", "a.ipynb::Count"), ("FAILED", "a.ipynb::Count-2")}, said
 
 
 def is_skipped(cell):
@@ -396,10 +406,15 @@ def kernel_environment(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+# It trains for 20 s; docs/live.py runs it in a kernel, too, for test_site.py.
+ON_THE_SITE = ("17_encoder_decoder",)
+
+
 def in_kernel(path):
     """A kernel differs from nbdev_test where a widget is shown, or where nbdev_test skips what needs
     another kernel; the other notebooks take minutes."""
     needed = is_road(path) or shows_a_widget(path) or kernel_of(path) != "python3"
+    needed = needed and path.stem not in ON_THE_SITE
     return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
 
 

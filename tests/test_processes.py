@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import Shell, losses, steps, wait_for
+from shared import Shell, losses, steps, wait_for
 
 from llm_course import cli
 from llm_course.checkpoint import load_model

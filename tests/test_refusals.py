@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import TINY, losses, steps
+from shared import TINY, losses, steps
 
 from llm_course import cli
 from llm_course.checkpoint import load_model

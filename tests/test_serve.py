@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from conftest import wait_for
+from shared import wait_for
 
 from llm_course.checkpoint import load_model, save_checkpoint
 from llm_course.gpt import GPT

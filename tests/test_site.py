@@ -14,9 +14,9 @@ from itertools import product
 
 import nbformat
 import pytest
-from conftest import SCREENSHOTS
 from playwright.sync_api import expect
 from road import ROAD, is_hidden, is_solution
+from shared import SCREENSHOTS
 from test_notebooks import (
     ENV,
     LESSON,

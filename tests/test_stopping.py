@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import losses, name_run, steps
+from shared import losses, name_run, steps
 
 TRAIN = ("--config", "tiny.yaml", "save_every=500", "train.eval_every=10", "keep=2")
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

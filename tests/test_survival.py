@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import losses, name_run, same, steps, wait_for
+from shared import losses, name_run, same, steps, wait_for
 
 from llm_course.checkpoint import load_model, resolve_checkpoint
 from llm_course.run_folder import read_config, waiting_run

@@ -15,7 +15,7 @@ from pathlib import Path
 import parallel_runs as runs
 import pytest
 import torch
-from conftest import TINY, losses, same, steps, wait_for
+from shared import TINY, losses, same, steps, wait_for
 from torch.distributed import checkpoint as dcp
 
 from llm_course import cli
