@@ -77,7 +77,9 @@ def _check_ids(config: GPTConfig, ids: Array, document_ids: Array | None) -> Non
         kind = type(ids).__name__
         raise ValueError(f"ids must be an array, not a {kind}: jnp.array(ids) makes one of it.")
     if ids.ndim != 2 or 0 in ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"ids must be whole numbers (B, T), not {ids.dtype} {ids.shape}; ids[None] makes one row.")
+        raise ValueError(
+            f"ids must be whole numbers (B, T), not {ids.dtype} {ids.shape}; ids[None] makes one row."
+        )
     if ids.shape[1] > config.max_seq_len:
         raise ValueError(
             f"{ids.shape[1]} tokens do not fit into max_seq_len={config.max_seq_len}; shorten "

@@ -59,9 +59,9 @@ def stack_batches(
     batches: Sequence[Batch],  # A batches of (B, T) tensors: together one large batch
     vocab_size: int,           # V: ids and targets are below it
 ) -> JaxBatch:                 # (A, B, T)
-    """Stack of batches, as arrays. ValueError for ids that are not in the vocabulary, and for batches
-    of different shapes."""
-    shapes = {tuple(map(np.shape, batch)) for batch in batches}  # () where there is none
+    """Stack of batches, as arrays. ValueError for ids that are not in the vocabulary, and for
+    batches of different shapes."""
+    shapes = {tuple(part.shape for part in batch if part is not None) for batch in batches}
     if len(shapes) > 1:
         raise ValueError(
             f"The batches of one step have different shapes, {short(shapes)}; give them one shape, "
