@@ -39,7 +39,10 @@ help:
 # course are not installed twice, and the course itself never meets JAX. Jupyter offers it as `jax`.
 SEE = import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")
 
-.venv-jax/.installed: $(SETUP)
+# A new .venv wants a new .venv-jax: Jupyter's list of kernels stands in the one, its packages are seen by the other.
+.venv/pyvenv.cfg: ;
+
+.venv-jax/.installed: $(SETUP) .venv/pyvenv.cfg
 	$(BIN)/python -m venv --clear --without-pip .venv-jax
 	$(BIN)/python -c '$(SEE)' > "$$($(JAX) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/course.pth"
 	$(JAX) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[jax]"
@@ -48,6 +51,7 @@ SEE = import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.g
 	@touch $@
 
 jax: .venv/.installed-lab .venv-jax/.installed
+	@echo "Python with JAX is ready: make lab opens the lessons 18 with it"
 
 demo: .venv/.installed-core
 	$(BIN)/llm_tokenize --config $(CONFIG) $(DEMO)

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from .engine import SamplingParams
 from .filters import check_number
-from .jax_gpt import JaxGPT
+from .jax_gpt import JaxGPT, check_model
 from .jax_layers import KeysValues
 from .writing import check_prompt
 
@@ -168,7 +168,8 @@ def generate_jax(
     arguments, and where a text would outgrow max_seq_len."""
     params = SamplingParams(temperature, top_k, top_p, min_p, stop_ids=stop_ids)
     check_number("max_new_tokens", max_new_tokens, "a whole number of at least 1")
-    rows = [check_prompt(model, ids) for ids in prompts]
+    check_model(model)
+    rows = [check_prompt(model, ids) for ids in jax.device_get(prompts)]
     if not rows:
         return []
     limit = model.config.max_seq_len
@@ -178,8 +179,8 @@ def generate_jax(
             f"{length} tokens do not fit into max_seq_len={limit}, and here no window slides: "
             "write fewer, or shorten the prompt."
         )
-    if key is None and temperature > 0:
-        raise ValueError("Drawing needs a key, for example key=jax.random.key(42).")
+    if temperature > 0 and not isinstance(key, Array):
+        raise ValueError(f"Drawing needs a key, for example key=jax.random.key(42), not {key!r}.")
     rules = Rules(temperature or None, None if top_p == 1 else top_p, min_p or None, top_k)
     rules = jax.tree.map(float, rules)  # 1 and 1.0 are of two types, so two programs
     key = jax.random.key(0) if key is None else key

@@ -23,10 +23,11 @@ from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .context import check_range
-from .jax_gpt import JaxGPT
+from .jax_gpt import JaxGPT, check_model
 from .measure import StepMetrics, fixed_batches, is_time_to_evaluate
 from .packing import Batch
 from .settings import TrainConfig, schedule_factor
+from .strangers import short
 from .throughput import NonFiniteLossError
 
 # %% ../nbs/18b_jax_training.ipynb #18b-loss-export
@@ -58,7 +59,14 @@ def stack_batches(
     batches: Sequence[Batch],  # A batches of (B, T) tensors: together one large batch
     vocab_size: int,           # V: ids and targets are below it
 ) -> JaxBatch:                 # (A, B, T)
-    "Stack of batches, as arrays. ValueError for ids that are not in the vocabulary."
+    """Stack of batches, as arrays. ValueError for ids that are not in the vocabulary, and for
+    batches of different shapes."""
+    shapes = {tuple(part.shape for part in batch if part is not None) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The batches of one step have different shapes, {short(shapes)}; give them one shape, "
+            "or set grad_accum_steps=1."
+        )
     for batch in batches:
         check_range("ids", batch.ids, vocab_size)
         check_range("targets", batch.targets, vocab_size, ignored=IGNORED)
@@ -177,8 +185,8 @@ def train_jax(
     """Training loop of `train`, in JAX: yield the metrics of each step, until `config.max_steps` or
     until the batches end. The device is JAX's, and it is always compiled. ValueError for settings
     that are not built here; NonFiniteLossError before a step that would harm the weights."""
-    if config.dtype != "float32":
-        raise ValueError(f"dtype={config.dtype!r} is not built in JAX here; choose 'float32'.")
+    check_model(model)
+    _check_dtypes(config, model)
     optimizer = make_optimizer_jax(config)
     train_step = make_train_step(model, optimizer)
     whole, by_rows = _shardings(devices)
@@ -212,6 +220,15 @@ def train_jax(
         if held_out and is_time_to_evaluate(config, step):
             last.valid_loss = evaluate_jax(model, held_out)
         yield last
+
+
+def _check_dtypes(config: TrainConfig, model: JaxGPT) -> None:
+    "ValueError for settings or weights of 16 bits."
+    if config.dtype != "float32":
+        raise ValueError(f"dtype={config.dtype!r} is not built in JAX here; choose 'float32'.")
+    dtype = model.embedding.embedding.dtype
+    if jnp.finfo(dtype).bits < 32:
+        raise ValueError(f"Weights in {dtype} are not trained here; load the model in jnp.float32.")
 
 
 def _check_stack(stack: JaxBatch, n_devices: int) -> None:

@@ -41,7 +41,7 @@ def prepares(node):
 
 def is_setup(cell):
     "Whether a cell does nothing that a lesson is about."
-    if cell.id == "colab-cell":
+    if cell.id in ("colab-cell", "jax-kernel"):
         return True
     found = statements(cell)
     return found is not None and all(map(prepares, found))

@@ -3,6 +3,7 @@ kernel, all others in nbdev_test and, where a widget is shown, in a kernel, too;
 
 import ast
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -381,6 +382,15 @@ def hidden_errors(notebook):
 def kernel_of(path):
     "The kernel that a notebook names: `python3`, or `jax`, which has more packages."
     return nbformat.read(path, 4).metadata.kernelspec.name
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if kernel_of(p) == "jax"], ids=name_of)
+def test_a_kernel_without_jax_says_what_to_do(path, monkeypatch):
+    cells = nbformat.read(path, 4).cells
+    [check] = [cell for cell in cells if cell.id == "jax-kernel"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="no jax, flax, optax: run make jax, and choose the kernel"):
+        exec(check.source, {})
 
 
 def run_in_kernel(path, choose):

@@ -172,6 +172,7 @@ def test_sixteen_bits():
     "prompts, options, why",
     [
         ([[1]], {}, "needs a key, for example"),
+        ([[1]], {"key": 42}, "needs a key, for example .*, not 42"),
         ([[1]], {"temperature": -0.5}, "temperature must be a finite number of at least 0"),
         ([[1]], {"top_k": 0}, "top_k must be a whole number of at least 1"),
         ([[1]], {"top_p": 1.5}, "top_p must be above 0"),

@@ -213,6 +213,10 @@ def test_what_is_refused(dataset):
         ),
         "vocabulary goes from 0 to 511": lambda: train_jax(model, [strange], config),
         "no target to train on": lambda: train_jax(model, [padding], config),
+        "Weights in bfloat16 are not trained": lambda: train_jax(
+            from_torch(new_model(), jnp.bfloat16), [first], config
+        ),
+        "model is a GPT, not of flax.nnx": lambda: train_jax(new_model(), [first], config),
         "has no batch": lambda: train_jax(model, [first], config, valid=[]),
     }.items():
         with pytest.raises(ValueError, match=words):

@@ -223,6 +223,7 @@ def test_what_is_not_built_is_refused_by_name(change, words):
 @pytest.mark.parametrize(
     "ids, documents, words",
     [
+        ([[1, 2]], None, "ids must be an array, not a list: jnp.array(ids)"),
         (np.zeros(4, int), None, "ids must be whole numbers (B, T), not int"),
         (np.zeros((1, 0), int), None, "ids must be whole numbers (B, T), not int"),
         (np.zeros((1, 4)), None, "ids must be whole numbers (B, T), not float"),
