@@ -129,7 +129,7 @@ class Course:
             "Further journeys": journeys,
             "What the lessons use": list(map(entry, self.support)),
             "The package": [f"api/{module}" for module in modules],
-            "More": ["map", "CONTRIBUTING"],
+            "More": ["map", "CHANGELOG", "CONTRIBUTING"],
         }
         return "".join(toctree(caption, pages) for caption, pages in parts.items())
 

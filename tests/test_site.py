@@ -39,7 +39,7 @@ def without_ending(path):
     return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
-PAGES = ["index", *map(without_ending, NOTEBOOKS), "CONTRIBUTING"]
+PAGES = ["index", *map(without_ending, NOTEBOOKS), "map", "CHANGELOG", "CONTRIBUTING"]
 PAGES += [f"api/{module_name(path)}" for path in MODULES]
 MAIN = [path for path in LESSONS if not LESSON.match(path.name)[2]]  # the road and what follows it
 JOURNEYS = [path for path in MAIN if path not in ROAD]
@@ -49,7 +49,7 @@ WORKSHOPS = {
 }
 PAGES += [f"workshops/{path.stem}" for path in ROAD if WORKSHOPS[path]]
 SIZES = {"phone": (375, 812), "desk": (1300, 900)}
-PICTURED = ("index", "nbs/03_attention", "api/attention")
+PICTURED = ("index", "map", "nbs/03_attention", "api/attention")
 LIVE = {  # what works on a page, in part
     "AttentionExplorer",
     "CrossAttentionExplorer",
@@ -287,11 +287,17 @@ GROUND = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0
 WIDTH = "document.documentElement.scrollWidth"
 
 
+LOOKS = [*product(SIZES, ("light", "dark"))]
+FEW_LOOKS = [("phone", "light"), ("desk", "dark")]  # at a page of the reference: all are alike
+
+
 def test_every_page_in_the_browser(page, address):
     "Every page has its colors, and nothing has to be scrolled sideways."
     for name in PAGES:
         page.goto(f"{address}{name}.html")
-        for (size, (width, height)), scheme in product(SIZES.items(), ("light", "dark")):
+        is_alike = name.startswith("api/") and name not in PICTURED
+        for size, scheme in FEW_LOOKS if is_alike else LOOKS:
+            width, height = SIZES[size]
             page.set_viewport_size({"width": width, "height": height})
             page.emulate_media(color_scheme=scheme)
             ground = page.evaluate(GROUND)
