@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .corpus import Tales as Tales
     from .dataloader import Batches as Batches
     from .decoding import beam_search as beam_search
+    from .encoder_decoder import EncoderDecoder as EncoderDecoder
     from .engine import SamplingParams as SamplingParams
     from .fast import optimize_for_decoding as optimize_for_decoding
     from .fast import quantize_int8 as quantize_int8
@@ -89,6 +90,7 @@ _HOME = {
     "RMSNorm": "block",
     "SwiGLU": "parts",
     "GPT": "gpt",
+    "EncoderDecoder": "encoder_decoder",
     "GPTConfig": "model_config",
     "Batch": "packing",
     "Batches": "dataloader",
