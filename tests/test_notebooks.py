@@ -421,9 +421,9 @@ ON_THE_SITE = ("17_encoder_decoder",)
 
 
 def in_kernel(path):
-    """A kernel differs from nbdev_test where a widget is shown, or where nbdev_test skips what needs
-    another kernel; the other notebooks take minutes."""
-    needed = is_road(path) or shows_a_widget(path) or kernel_of(path) != "python3"
+    """A kernel differs from nbdev_test where a widget is shown, and lesson 18 has one of its own; the
+    other notebooks take minutes, and the modules of 18's workshops are held by tests/jax_cases."""
+    needed = is_road(path) or shows_a_widget(path) or path.stem == "18_jax"
     needed = needed and path.stem not in ON_THE_SITE
     return pytest.param(path, id=name_of(path), marks=[] if needed else pytest.mark.slow)
 
