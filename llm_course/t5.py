@@ -23,9 +23,8 @@ from .hflayers import not_allowed
 from .hfmaps import weight_map
 from .hfweights import LazyTensor, check_weights, fill_model, load_tensor, open_weights
 from .model_config import GPTConfig
-from .pretrained import read_tokenizer
+from .pretrained import tokenizer_of
 from .strangers import check_memory, damage_told
-from .text_marks import fits_rows
 
 # %% ../nbs/17c_t5.ipynb #17c-buckets
 def relative_buckets(
@@ -241,13 +240,7 @@ def _read_t5(folder: Path, dtype: torch.dtype, device: str) -> tuple[EncoderDeco
     family = T5_FAMILIES[kind]
     by_tie = {"scale_decoder_outputs": hf.get("tie_word_embeddings") is not False}  # older files
     hf = by_tie | family.defaults | hf
-    with damage_told(f"the tokenizer in {folder}"):
-        tokenizer = read_tokenizer(folder, hf)
-    if tokenizer is not None and not fits_rows(tokenizer, config.vocab_size):
-        raise ValueError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model "
-            f"{config.vocab_size}: they do not belong together."
-        )
+    tokenizer = tokenizer_of(folder, hf, config.vocab_size)
     stored = open_weights(folder)
     if config.n_layers + encoder.n_layers > len(stored) or "shared.weight" not in stored:
         raise ValueError(
