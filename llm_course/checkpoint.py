@@ -22,14 +22,7 @@ from torch import Tensor, nn
 
 from .context import unwrap
 from .devices import pick_device
-from llm_course.files import (
-    atomic_folder,
-    check_sums,
-    one_sentence,
-    sync_folder,
-    tidy_folder,
-    write_sums,
-)
+from .files import atomic_folder, check_sums, one_sentence, write_sums
 from .formats import load_tokenizer
 from .gpt import GPT
 from .locks import lock_folder
@@ -38,6 +31,7 @@ from llm_course.run_folder import (
     best_checkpoint,
     checkpoint_to_use,
     list_checkpoints,
+    make_run_folder,
     read_config,
     remove_checkpoint,
     resolve_checkpoint,
@@ -147,9 +141,7 @@ def new_checkpoint(
     run = Path(run)
     final = run / f"step-{step:07d}"
     with lock_folder(run):
-        run.mkdir(exist_ok=True)
-        sync_folder(run.parent)
-        tidy_folder(run)  # what a killed process left
+        make_run_folder(run)
         with disk_errors(final), atomic_folder(final) as folder:
             yield folder
             _write_config(folder, step, model, config, valid_loss)
@@ -184,8 +176,8 @@ def save_checkpoint(
     checkpoints before it whole.
 
     Raises ValueError for a model whose parts were replaced, a tokenizer with more tokens than the
-    model, or a `keep` below 1, OSError for a full disk, BlockingIOError while another process
-    writes this run."""
+    model, or a `keep` below 1, FileExistsError where `run` is a file, OSError for a full disk,
+    BlockingIOError while another process writes this run."""
     check_savable(model, tokenizer, keep)
     with new_checkpoint(run, step, model, config, valid_loss, keep) as folder:
         write_model(folder, unique_state_dict(model), tokenizer)

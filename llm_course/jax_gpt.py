@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax.numpy as jnp  # missing? run make jax, or pip install 'llm_course[jax]'
 import numpy as np
 import torch
 from flax import nnx
@@ -55,6 +55,16 @@ def check_supported(
                 "the PyTorch model, which knows it."
             )
 
+
+def _check_dtype(dtype: Any) -> None:
+    "ValueError for what is no float of JAX, such as torch.float32."
+    try:
+        is_float = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:  # numpy knows no such type
+        is_float = False
+    if not is_float:
+        raise ValueError(f"dtype={short(dtype)} is no float of JAX: give jnp.float32 or another.")
+
 # %% ../nbs/18a_jax_gpt.ipynb #18a-table
 class Table(nnx.Variable):
     "Fixed numbers of a model: no weights, so `nnx.Param` does not find them; not saved."
@@ -94,7 +104,7 @@ def _check_ids(config: GPTConfig, ids: Array, document_ids: Array | None) -> Non
 
 class JaxGPT(nnx.Module):
     """GPT in JAX: ids (B, T) to logits (B, T, V), equal to `GPT` with the same weights. ValueError
-    for a config that it does not support."""
+    for a config that it does not support, and for a dtype that is no float of JAX."""
 
     def __init__(
         self,
@@ -103,6 +113,7 @@ class JaxGPT(nnx.Module):
         dtype: Any = jnp.float32,  # of its weights
     ):
         check_supported(config)
+        _check_dtype(dtype)
         self._config = json.dumps(asdict(config))  # a text: what is no array must be hashable
         std = config.embedding_std
         if std is None:
@@ -204,7 +215,7 @@ def from_torch(
     model: GPT,  # whose weights are copied
     dtype: Any = jnp.float32,  # of the copies
 ) -> JaxGPT:
-    "The same model in JAX. ValueError for a choice that is not supported."
+    "The same model in JAX. ValueError for a choice that is not supported, and for a wrong dtype."
     check_supported(model.config)
     abstract = nnx.eval_shape(lambda: JaxGPT(model.config, nnx.Rngs(0), dtype))  # no numbers yet
     weights = dict(model.named_parameters())
@@ -235,7 +246,8 @@ def load_jax(
     folder: str | Path | None = None,  # a checkpoint, or a run (then its best); None: the bundled
     dtype: Any = jnp.float32,  # of the weights
 ) -> tuple[JaxGPT, Any]:  # the model, and its tokenizer, None without one
-    "Load a model and its tokenizer from a folder of the course; raises as `load_model`."
+    """Load a model and its tokenizer from a folder of the course; raises as `load_model` and as
+    `from_torch`."""
     model, tokenizer = load_model(folder)
     return from_torch(model, dtype), tokenizer
 

@@ -12,7 +12,7 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-import jax
+import jax  # missing? run make jax, or pip install 'llm_course[jax]'
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array

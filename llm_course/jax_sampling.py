@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-import jax
+import jax  # missing? run make jax, or pip install 'llm_course[jax]'
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx

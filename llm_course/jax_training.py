@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
-import jax
+import jax  # missing? run make jax, or pip install 'llm_course[jax]'
 import jax.numpy as jnp
 import numpy as np
 import optax

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['list_checkpoints', 'write_latest', 'waiting_run', 'resolve_checkpoint', 'read_config', 'best_checkpoint',
-           'checkpoint_to_use', 'remove_checkpoint']
+           'checkpoint_to_use', 'make_run_folder', 'remove_checkpoint']
 
 # %% ../nbs/07d_run_folder.ipynb #f01d0012
 import hashlib
@@ -15,7 +15,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from .files import atomic_file, whole_folder
+from .files import atomic_file, sync_folder, tidy_folder, whole_folder
 from .seals import is_sealed
 from .strangers import bounded_text, parse_yaml, short
 
@@ -146,6 +146,18 @@ def checkpoint_to_use(
     for checkpoint in list_checkpoints(run):
         read_config(checkpoint)
     return best_checkpoint(run) or latest
+
+# %% ../nbs/07d_run_folder.ipynb #f01d0017
+def make_run_folder(
+    run: Path,  # where the checkpoints go; the folder above it is there
+) -> None:
+    """Make a run's folder where it is missing, and clear away what a killed process left in it.
+    FileExistsError where a file has its name."""
+    if run.is_file():
+        raise FileExistsError(f"{run} is a file and no folder: give the run another name.")
+    run.mkdir(exist_ok=True)
+    sync_folder(run.parent)
+    tidy_folder(run)
 
 # %% ../nbs/07d_run_folder.ipynb #717998fa
 def remove_checkpoint(

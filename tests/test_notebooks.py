@@ -235,6 +235,16 @@ def test_only_the_modules_on_jax_import_it(graph):
         assert module.startswith("jax_") or not (imports_jax or imported), module
 
 
+@pytest.mark.parametrize("module", ["jax_gpt", "jax_layers", "jax_sampling", "jax_training"])
+def test_a_python_without_jax_shows_the_remedy(module, monkeypatch):
+    "Python shows the line that failed, and in it stands what to do."
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, f"llm_course.{module}", raising=False)
+    with pytest.raises(ModuleNotFoundError) as refused:
+        importlib.import_module(f"llm_course.{module}")
+    assert "# missing? run make jax, or pip install 'llm_course[jax]'" in str(refused.traceback[-1])
+
+
 def test_pretrained_imports_no_hugging_face_library():
     libraries = {"transformers", "huggingface_hub", "tokenizers"}
     code = f"import sys, llm_course.pretrained; sys.exit(bool({libraries} & set(sys.modules)))"

@@ -220,6 +220,22 @@ def test_what_is_not_built_is_refused_by_name(change, words):
         assert said.startswith(words) and said.endswith(".") and len(said) <= 300
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, "float33", int])
+def test_a_dtype_that_is_no_float_of_jax(dtype):
+    with pytest.raises(ValueError) as refusal:
+        load_jax(dtype=dtype)
+    said = str(refusal.value)
+    assert said == f"dtype={dtype!r} is no float of JAX: give jnp.float32 or another."
+
+
+def test_a_run_cannot_be_a_file(model, tmp_path):
+    place = tmp_path / "run"
+    place.write_text("mine")
+    with pytest.raises(FileExistsError, match="run is a file and no folder: give the run ano"):
+        save_jax(place, 1, model)
+    assert place.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "ids, documents, words",
     [
