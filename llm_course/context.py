@@ -20,7 +20,13 @@ from .cache import CacheStep, KVCache
 from .choices import POSITION_ENCODINGS
 from .heads import LayerContext, causal_mask, rope_cos_sin, rope_inv_freq
 from .model_config import GPTConfig
-from .positions import alibi_bias, document_mask, positions_in_documents
+from llm_course.positions import (
+    PositionBias,
+    alibi_bias,
+    biased_mask,
+    document_mask,
+    positions_in_documents,
+)
 from .variants import layer_kinds, layer_rope, layer_window, rotary_size
 
 # %% ../nbs/05d_context.ipynb #14361dbd
@@ -129,8 +135,9 @@ def _layer_mask(
     document_ids: Tensor | None,
     cache: KVCache | None,
     step: CacheStep | None,
+    position_bias: PositionBias | None,
 ) -> Tensor | None:
-    "Who may look at whom in layers with this window; with ALiBi, how much."
+    "Who may look at whom in layers with this window; with ALiBi or a bias of positions, how much."
     key_positions = positions
     mask = None
     if cache is not None and step is not None:
@@ -145,7 +152,7 @@ def _layer_mask(
         mask = causal_mask(positions, positions, window)
     if config.position_encoding == "alibi":
         mask = alibi_bias(positions, key_positions, config.n_heads, mask)
-    return mask
+    return biased_mask(position_bias, positions, key_positions, mask)
 
 
 def forward_context(
@@ -154,9 +161,10 @@ def forward_context(
     document_ids: Tensor | None = None,  # (B, T) int, the document of each token; None: one
     cache: KVCache | None = None,  # what was read before; None: nothing
     n_new_tokens: Tensor | None = None,  # (B,) with a cache, how many of a row's ids are text
+    position_bias: PositionBias | None = None,  # added to the scores, as in T5; None: nothing
 ) -> tuple[Tensor, list[LayerContext]]:  # positions (T,) or (B, T), and the context of each layer
     """Contexts of a forward pass, made once for each kind of layer: RoPE's angles, who may look at
-    whom (with ALiBi, how much), where the cache writes. ValueError for ids that it cannot place."""
+    whom (with a bias, how much), where the cache writes. ValueError for ids that it cannot place."""
     check_input(config, ids, document_ids, cache, n_new_tokens)
     step = None
     if cache is not None:
@@ -171,7 +179,7 @@ def forward_context(
     contexts = {}
     for kind in dict.fromkeys(kinds):
         window = layer_window(config, kind)
-        mask = _layer_mask(config, window, positions, document_ids, cache, step)
+        mask = _layer_mask(config, window, positions, document_ids, cache, step, position_bias)
         contexts[kind] = LayerContext(_rope_angles(config, kind, positions), mask, cache, step)
     if POSITION_ENCODINGS[config.position_encoding] is not None:
         positions = positions.clamp(max=config.max_seq_len - 1)  # padding may stand beyond it

@@ -19,7 +19,8 @@ from .context import device_of, evaluating, forward_context
 from .heads import LayerContext, attend, head_sizes
 from .model_config import GPTConfig, initialize
 from .parts import lookup, soft_cap
-from .reading import Reading, Source, attention_mask, biased_mask
+from .positions import biased_mask
+from .reading import Reading, Source, attention_mask
 from .variants import variant_of
 
 # %% ../nbs/17_encoder_decoder.ipynb #17-cross
@@ -148,35 +149,11 @@ def make_decoder_block(
         post_norm,
     )
 
-# %% ../nbs/17_encoder_decoder.ipynb #17-check
-def _check_pair(config: GPTConfig, encoder: GPTConfig) -> None:
-    "ValueError for two configs that cannot be one model."
-    for name in ("vocab_size", "d_model"):
-        ours = getattr(config, name)
-        theirs = getattr(encoder, name)
-        if ours != theirs:
-            raise ValueError(
-                f"The decoder has {name}={ours} and the encoder {theirs}; both use one embedding, "
-                "so give them the same."
-            )
-    if encoder.sliding_window is not None or encoder.position_encoding == "alibi":
-        raise ValueError(
-            f"An encoder looks both ways, so position_encoding={encoder.position_encoding!r} with "
-            f"sliding_window={encoder.sliding_window} cannot be its; give encoder= another config."
-        )
-    score_cap = variant_of(config).attention_softcap
-    if score_cap is not None:
-        raise ValueError(f"Cross-attention has no attention_softcap={score_cap}; leave it out.")
-
 # %% ../nbs/17_encoder_decoder.ipynb #17-model
 class EncoderDecoder(nn.Module):
     """Encoder-decoder (Vaswani et al. 2017): the encoder reads a source, looking both ways; the
     decoder writes, and looks at the source in every layer. One embedding serves both, and the
-    head where it is tied. ValueError for two configs that do not fit.
-
-    `encoder_position_bias` and `position_bias` may be modules that take the positions of queries
-    (T,) or (B, T) and of keys, and give what is added to the scores of self-attention, (H, T, S)
-    or (B, H, T, S), as in T5."""
+    head where it is tied. ValueError for two configs that do not fit."""
 
     def __init__(
         self,
@@ -190,11 +167,9 @@ class EncoderDecoder(nn.Module):
         self.encoder_config = encoder
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder_position_embedding = make_position_embedding(encoder)  # None with RoPE
-        self.encoder_position_bias: Any = None
         self.encoder_blocks = nn.ModuleList(make_block(encoder, n) for n in range(encoder.n_layers))
         self.encoder_norm = make_norm(encoder.norm, encoder.d_model, encoder.norm_eps, encoder.bias)
         self.position_embedding = make_position_embedding(config)
-        self.position_bias: Any = None
         self.blocks = nn.ModuleList(make_decoder_block(config, n) for n in range(config.n_layers))
         self.final_norm = make_norm(config.norm, config.d_model, config.norm_eps, config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -202,6 +177,8 @@ class EncoderDecoder(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
         initialize(self, config)
+        self.position_bias: Any = None  # T5 puts modules into these two (workshop 17c)
+        self.encoder_position_bias: Any = None
 
     def forward(
         self,
@@ -250,12 +227,12 @@ class EncoderDecoder(nn.Module):
                 f"There are {len(source.mask)} sources and {len(ids)} texts; give each text its "
                 "source, or one source to all."
             )
-        positions, contexts = forward_context(self.config, ids, None, cache, n_new_tokens)
+        positions, contexts = forward_context(
+            self.config, ids, None, cache, n_new_tokens, self.position_bias
+        )
         x = self._embed(ids, positions, self.position_embedding)
         for block, context in zip(self.blocks, contexts):
-            keys = positions if context.step is None else context.step.key_positions
-            mask = biased_mask(self.position_bias, positions, keys, context.mask)
-            x = block(x, context._replace(mask=mask, source=source))
+            x = block(x, context._replace(source=source))
         return soft_cap(self.lm_head(self.final_norm(x)), self.config.logit_softcap)
 
     def _embed(self, ids: Tensor, positions: Tensor, position_embedding: Any) -> Tensor:
@@ -277,3 +254,23 @@ class EncoderDecoder(nn.Module):
     def make_cache(self, *sizes: int) -> KVCache:
         "ValueError for any `sizes`: a model that has read nothing has nothing to write about."
         raise ValueError("An EncoderDecoder writes about a source: give model.reading(source_ids).")
+
+# %% ../nbs/17_encoder_decoder.ipynb #17-check
+def _check_pair(config: GPTConfig, encoder: GPTConfig) -> None:
+    "ValueError for two configs that cannot be one model."
+    for name in ("vocab_size", "d_model"):
+        ours = getattr(config, name)
+        theirs = getattr(encoder, name)
+        if ours != theirs:
+            raise ValueError(
+                f"The decoder has {name}={ours} and the encoder {theirs}; both use one embedding, "
+                "so give them the same."
+            )
+    if encoder.sliding_window is not None or encoder.position_encoding == "alibi":
+        raise ValueError(
+            f"An encoder looks both ways, so position_encoding={encoder.position_encoding!r} with "
+            f"sliding_window={encoder.sliding_window} cannot be its; give encoder= another config."
+        )
+    score_cap = variant_of(config).attention_softcap
+    if score_cap is not None:
+        raise ValueError(f"Cross-attention has no attention_softcap={score_cap}; leave it out.")

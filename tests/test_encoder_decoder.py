@@ -450,12 +450,37 @@ def test_input_that_does_not_fit():
     with pytest.raises(ValueError, match="each text must be whole numbers from 0 to .*, not -1"):
         pad_rows([[1, -1]])
     assert torch.equal(model.reading([[5, 6]]).source.mask, torch.ones(1, 1, 1, 2) > 0)
-    with pytest.raises(ValueError, match="There are 3 sources, and a row that has none of them"):
-        generate_batch(model.reading(source_ids, source_mask), [[1]] * 4, 3)
     for rows in ([], [[1], []]):
         with pytest.raises(ValueError, match=f"There are {len(rows)} texts, the shortest with 0"):
             pad_rows(rows)
     assert torch.equal(model(ids, source_ids[:1]), model(ids, source_ids[:1].repeat(2, 1)))
+
+
+def test_each_of_several_sources_has_a_text():
+    "Which source is meant where one text is written, or four? It is not guessed."
+    reading = make_model().reading(*pad_rows(SOURCES))
+    writers = [
+        lambda: beam_search(reading, [1], 3),
+        lambda: next(generate_tokens(reading, [1], 3)),
+        *(lambda n=n: generate_batch(reading, [[1]] * n, 3) for n in (1, 2, 4)),
+    ]
+    refusal = "There are 3 sources, and a row that has none of them: write 3 texts, .* one source for"
+    for write in writers:
+        with pytest.raises(ValueError, match=refusal):
+            write()
+    assert len(generate_batch(reading, PROMPTS, 3, num_return_sequences=2)) == 6
+
+
+def test_positions_give_their_bias_once_a_pass():
+    "And not once a layer."
+    model = make_model()
+    n_asked = []
+    for name in ("position_bias", "encoder_position_bias"):
+        bias = Distance()
+        bias.register_forward_hook(lambda *_, name=name: n_asked.append(name))
+        setattr(model, name, bias)
+    model(random_ids(1, 5), random_ids(1, 7))
+    assert len(model.blocks) == 2 and sorted(n_asked) == ["encoder_position_bias", "position_bias"]
 
 
 def test_reading_draws_nothing():
