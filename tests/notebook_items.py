@@ -20,6 +20,7 @@ from unittest import mock
 
 import nbformat
 import pytest
+from covered_cells import InModule
 from road import ROAD, with_solutions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ ENV = {
     "MPLBACKEND": "",
     "IN_TEST": "1",
 }
+COVERAGE = "COVERAGE_FOLDER" in os.environ  # make coverage
 LIBRARIES = ["execnb.shell", "torch", "matplotlib.pyplot", "pytest", "hypothesis"]
 
 # Run elsewhere by default: the road in JupyterLab, with its exercises solved; these, of several
@@ -43,6 +45,7 @@ class Cell(NamedTuple):
     "A code cell that runs."
     number: int  # in its notebook, counted from 1
     source: str
+    id: str
 
 
 def skipped_flags():
@@ -83,7 +86,7 @@ def sections(cells, flags):
             seen[name] += 1
             name += f"-{seen[name]}" if seen[name] > 1 else ""
         if cell.cell_type == "code" and not is_skipped(cell.source, flags):
-            found.setdefault(name, []).append(Cell(number, cell.source))
+            found.setdefault(name, []).append(Cell(number, cell.source, cell.id))
     return found
 
 
@@ -105,8 +108,11 @@ def run_cells(path, log, pipe):
     sys.path.insert(0, str(ROOT))
     os.chdir(path.parent)
     shell = CaptureShell(path)
+    module = InModule(shell, path) if COVERAGE else None
     pipe.send("")
     while cell := pipe.recv():
+        if module:
+            module.begin(cell)
         shell.run(cell.source)
         pipe.send("".join(format_exc(shell.exc)) if shell.exc else "")
 
@@ -217,7 +223,7 @@ class Notebook(pytest.File):
         for name, found in sections(cells, flags).items():
             above = above + found
             item = Heading.from_parent(self, name=name, above=above)
-            if self.path.stem in HELD_ELSEWHERE and not is_named:
+            if self.path.stem in HELD_ELSEWHERE and not is_named and not COVERAGE:
                 item.add_marker(pytest.mark.slow)
             yield item
 
