@@ -2,8 +2,8 @@
 that stand above it, and then its own. What ran once is not run again, so all headings of a notebook
 together run each cell once.
 
-A notebook runs in a process of its own. It is forked from one in which torch and what else takes
-seconds to load is loaded already."""
+A notebook runs in a process of its own, on one worker of xdist. It is forked from one in which torch
+and what else takes seconds to load is loaded already."""
 
 import contextlib
 import importlib.util
@@ -250,3 +250,22 @@ def pytest_collect_file(file_path, parent):
 def pytest_unconfigure():
     if Session.now is not None:
         Session.now.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs all that needs a browser, so that one server and one browser are started. One
+    runs a notebook, and a file of tests that share a server or several processes. `--dist loadgroup`
+    does nothing in pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneBrowser(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
+            if file := re.search(shares, nodeid):
+                return file.group()
+            if ".ipynb::" in nodeid:
+                return nodeid.split("::")[0]
+            return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
+
+    return OneBrowser(config, log)
