@@ -46,6 +46,14 @@ class Cell(NamedTuple):
     number: int  # in its notebook, counted from 1
     source: str
     id: str
+    words: list  # that stand below it
+
+
+def words(outputs):
+    "What a cell printed, without numbers and addresses, which differ from run to run."
+    texts = [output.get("data", {}).get("text/plain", output.get("text", "")) for output in outputs]
+    told = "".join("".join(text) for text in texts)
+    return re.sub(r"0x[0-9a-f]+|[^a-zA-Z]+", " ", told).split()
 
 
 def skipped_flags():
@@ -86,7 +94,9 @@ def sections(cells, flags):
             seen[name] += 1
             name += f"-{seen[name]}" if seen[name] > 1 else ""
         if cell.cell_type == "code" and not is_skipped(cell.source, flags):
-            found.setdefault(name, []).append(Cell(number, cell.source, cell.id))
+            found.setdefault(name, []).append(
+                Cell(number, cell.source, cell.id, words(cell.outputs))
+            )
     return found
 
 
@@ -97,7 +107,7 @@ def can_run(notebook):
 
 
 def run_cells(path, log, pipe):
-    "In a process of its own: run the cells that come through the pipe, say of each which one failed."
+    "In a process of its own: run the cells that come through the pipe; the error of each, and its words."
     from execnb.shell import CaptureShell, format_exc
 
     os.setsid()
@@ -113,8 +123,9 @@ def run_cells(path, log, pipe):
     while cell := pipe.recv():
         if module:
             module.begin(cell)
-        shell.run(cell.source)
-        pipe.send("".join(format_exc(shell.exc)) if shell.exc else "")
+        outputs = shell.run(cell.source)
+        error = "".join(format_exc(shell.exc)) if shell.exc else ""
+        pipe.send((error, words(outputs)))
 
 
 class Failed(Exception):
@@ -128,12 +139,13 @@ class Session:
     context.set_forkserver_preload(LIBRARIES)
     now = None  # the one of this process
 
-    def __init__(self, path, folder, seconds):
+    def __init__(self, path, folder, seconds, fresh):
         if Session.now is not None:
             Session.now.close()
         Session.now = self
         self.path = path
         self.seconds = seconds  # that one cell may take
+        self.fresh = fresh  # whether what stands below a cell must be what it prints
         self.log = folder / f"{path.stem}.txt"
         self.n_done = 0
         self.failed = None
@@ -156,23 +168,30 @@ class Session:
         "Run those of the cells, all from the first on, that did not run yet. Failed where one does."
         if self.failed is not None:
             raise Failed(f"It was not run, since cell {self.failed} failed.")
+        stale = []
         for cell in cells[self.n_done :]:
             self.n_done += 1
-            if said := self._run(cell):
+            error, printed = self._run(cell)
+            if error:
                 self.failed = cell.number
-                printed = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise Failed(f"Cell {cell.number}:\n\n{cell.source}\n\n{said}\n{printed}")
+                said = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                raise Failed(f"Cell {cell.number}:\n\n{cell.source}\n\n{error}\n{said}")
+            if self.fresh and printed != cell.words:
+                told = f"Cell {cell.number} prints: {' '.join(printed)}"
+                stale.append(f"{told}\nBelow it stands: {' '.join(cell.words)}")
+        if stale:
+            raise Failed("\n".join(stale))
 
     def _run(self, cell):
-        "What went wrong in a cell, or nothing."
+        "What went wrong in a cell, or nothing; and its words."
         try:
             self.pipe.send(cell)
             if self.pipe.poll(self.seconds):
                 return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(10)
-            return f"Its process ended in the midst of it, with {self.process.exitcode}."
-        return f"It did not end within {self.seconds} s."
+            return f"Its process ended in the midst of it, with {self.process.exitcode}.", []
+        return f"It did not end within {self.seconds} s.", []
 
     def close(self):
         "End the notebook, and whatever it has started."
@@ -197,7 +216,8 @@ class Heading(pytest.Item):
         session = Session.now
         if session is None or session.path != self.path or session.n_done > len(self.above):
             folder = self.config._tmp_path_factory.mktemp("notebook")
-            session = Session(self.path, folder, self.config.getoption("--cell-seconds"))
+            option = self.config.getoption
+            session = Session(self.path, folder, option("--cell-seconds"), option("--fresh"))
         session.run(self.above)
 
     def repr_failure(self, excinfo):
@@ -233,6 +253,8 @@ def pytest_addoption(parser):
     parser.addoption("--cells", default="", metavar="FLAGS", help=told)
     told = "how long a cell of a notebook may take"
     parser.addoption("--cell-seconds", type=float, default=300.0, help=told)
+    told = "fail where a cell prints other words than those that stand below it"
+    parser.addoption("--fresh", action="store_true", help=told)
 
 
 def pytest_configure(config):
