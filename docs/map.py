@@ -38,7 +38,7 @@ CHANGES = {
     "another optimizer or schedule": ["optim", "schedules", "settings"],
     "a step of training": ["throughput", "training", "measure"],
     "what a run keeps": ["checkpoint", "run_state", "run_folder", "seals"],
-    "another rule for the next token": ["filters", "engine", "decoding"],
+    "another rule for the next token": ["filters", "penalties", "engine", "decoding"],
     "faster writing": ["fast", "engine"],
     "how a model is judged": ["evaluation", "statistics", "documents"],
     "another family of other people's models": ["families", "hfconfig", "hfmaps", "hflayers"],

@@ -18,10 +18,11 @@ from fastapi import Request
 
 from .chat import text_ids
 from .context import CausalLM
-from .engine import SamplingParams, StopStrings
+from .engine import SamplingParams
 from .guard import Limits
 from .scheduler import Engine, Finished, QueueFull
 from .schema import ApiError, ChatRequest, CompletionRequest, refuse
+from .stop_strings import StopStrings
 from .streams import StreamDecoder
 from .writing import GeneratedToken, text_settings
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .context import CausalLM, widest_float
 from .engine import Decoder, SamplingParams, sampling_logits
-from .filters import check_number, draw, suppress_tokens, uniform
+from .filters import check_number, draw, uniform
+from .penalties import suppress_tokens
 from .writing import check_prompt
 
 # %% ../nbs/08b_decoding.ipynb #26be0b25

@@ -12,7 +12,8 @@ import torch
 
 from .chat import Prompt, text_ids
 from .context import CausalLM
-from .engine import SamplingParams, stop_at
+from .engine import SamplingParams
+from .stop_strings import stop_at
 from .streams import decode_stream
 from .writing import check_prompt, prompt_ids, start_writing, text_settings
 

@@ -1,7 +1,6 @@
-"""Fixtures: a folder to run commands in, a real browser; and which worker runs what."""
+"""Fixtures: a folder to run commands in, a real browser."""
 
 import importlib.util
-import re
 import signal
 
 import pytest
@@ -20,25 +19,6 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 def pytest_addoption(pluginmanager):
     pluginmanager.import_plugin("notebook_items")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """One worker runs all that needs a browser, so that one server and one browser are started. One
-    runs a notebook, and a file of tests that share a server or several processes. `--dist loadgroup`
-    does nothing in pytest 9.2."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class OneBrowser(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
-            if file := re.search(shares, nodeid):
-                return file.group()
-            if ".ipynb::" in nodeid:
-                return nodeid.split("::")[0]
-            return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
-
-    return OneBrowser(config, log)
 
 
 @pytest.fixture

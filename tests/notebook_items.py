@@ -2,8 +2,8 @@
 that stand above it, and then its own. What ran once is not run again, so all headings of a notebook
 together run each cell once.
 
-A notebook runs in a process of its own. It is forked from one in which torch and what else takes
-seconds to load is loaded already."""
+A notebook runs in a process of its own, on one worker of xdist. It is forked from one in which torch
+and what else takes seconds to load is loaded already."""
 
 import contextlib
 import importlib.util
@@ -20,6 +20,7 @@ from unittest import mock
 
 import nbformat
 import pytest
+from covered_cells import InModule
 from road import ROAD, with_solutions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ ENV = {
     "MPLBACKEND": "",
     "IN_TEST": "1",
 }
+COVERAGE = "COVERAGE_FOLDER" in os.environ  # make coverage
 LIBRARIES = ["execnb.shell", "torch", "matplotlib.pyplot", "pytest", "hypothesis"]
 
 # Run elsewhere by default: the road in JupyterLab, with its exercises solved; these, of several
@@ -43,6 +45,15 @@ class Cell(NamedTuple):
     "A code cell that runs."
     number: int  # in its notebook, counted from 1
     source: str
+    id: str
+    words: list  # that stand below it
+
+
+def words(outputs):
+    "What a cell printed, without numbers and addresses, which differ from run to run."
+    texts = [output.get("data", {}).get("text/plain", output.get("text", "")) for output in outputs]
+    told = "".join("".join(text) for text in texts)
+    return re.sub(r"0x[0-9a-f]+|[^a-zA-Z]+", " ", told).split()
 
 
 def skipped_flags():
@@ -83,7 +94,9 @@ def sections(cells, flags):
             seen[name] += 1
             name += f"-{seen[name]}" if seen[name] > 1 else ""
         if cell.cell_type == "code" and not is_skipped(cell.source, flags):
-            found.setdefault(name, []).append(Cell(number, cell.source))
+            found.setdefault(name, []).append(
+                Cell(number, cell.source, cell.id, words(cell.outputs))
+            )
     return found
 
 
@@ -94,7 +107,7 @@ def can_run(notebook):
 
 
 def run_cells(path, log, pipe):
-    "In a process of its own: run the cells that come through the pipe, say of each which one failed."
+    "In a process of its own: run the cells that come through the pipe; the error of each, and its words."
     from execnb.shell import CaptureShell, format_exc
 
     os.setsid()
@@ -105,10 +118,14 @@ def run_cells(path, log, pipe):
     sys.path.insert(0, str(ROOT))
     os.chdir(path.parent)
     shell = CaptureShell(path)
+    module = InModule(shell, path) if COVERAGE else None
     pipe.send("")
     while cell := pipe.recv():
-        shell.run(cell.source)
-        pipe.send("".join(format_exc(shell.exc)) if shell.exc else "")
+        if module:
+            module.begin(cell)
+        outputs = shell.run(cell.source)
+        error = "".join(format_exc(shell.exc)) if shell.exc else ""
+        pipe.send((error, words(outputs)))
 
 
 class Failed(Exception):
@@ -122,12 +139,13 @@ class Session:
     context.set_forkserver_preload(LIBRARIES)
     now = None  # the one of this process
 
-    def __init__(self, path, folder, seconds):
+    def __init__(self, path, folder, seconds, fresh):
         if Session.now is not None:
             Session.now.close()
         Session.now = self
         self.path = path
         self.seconds = seconds  # that one cell may take
+        self.fresh = fresh  # whether what stands below a cell must be what it prints
         self.log = folder / f"{path.stem}.txt"
         self.n_done = 0
         self.failed = None
@@ -150,23 +168,30 @@ class Session:
         "Run those of the cells, all from the first on, that did not run yet. Failed where one does."
         if self.failed is not None:
             raise Failed(f"It was not run, since cell {self.failed} failed.")
+        stale = []
         for cell in cells[self.n_done :]:
             self.n_done += 1
-            if said := self._run(cell):
+            error, printed = self._run(cell)
+            if error:
                 self.failed = cell.number
-                printed = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise Failed(f"Cell {cell.number}:\n\n{cell.source}\n\n{said}\n{printed}")
+                said = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                raise Failed(f"Cell {cell.number}:\n\n{cell.source}\n\n{error}\n{said}")
+            if self.fresh and printed != cell.words:
+                told = f"Cell {cell.number} prints: {' '.join(printed)}"
+                stale.append(f"{told}\nBelow it stands: {' '.join(cell.words)}")
+        if stale:
+            raise Failed("\n".join(stale))
 
     def _run(self, cell):
-        "What went wrong in a cell, or nothing."
+        "What went wrong in a cell, or nothing; and its words."
         try:
             self.pipe.send(cell)
             if self.pipe.poll(self.seconds):
                 return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(10)
-            return f"Its process ended in the midst of it, with {self.process.exitcode}."
-        return f"It did not end within {self.seconds} s."
+            return f"Its process ended in the midst of it, with {self.process.exitcode}.", []
+        return f"It did not end within {self.seconds} s.", []
 
     def close(self):
         "End the notebook, and whatever it has started."
@@ -191,7 +216,8 @@ class Heading(pytest.Item):
         session = Session.now
         if session is None or session.path != self.path or session.n_done > len(self.above):
             folder = self.config._tmp_path_factory.mktemp("notebook")
-            session = Session(self.path, folder, self.config.getoption("--cell-seconds"))
+            option = self.config.getoption
+            session = Session(self.path, folder, option("--cell-seconds"), option("--fresh"))
         session.run(self.above)
 
     def repr_failure(self, excinfo):
@@ -217,7 +243,7 @@ class Notebook(pytest.File):
         for name, found in sections(cells, flags).items():
             above = above + found
             item = Heading.from_parent(self, name=name, above=above)
-            if self.path.stem in HELD_ELSEWHERE and not is_named:
+            if self.path.stem in HELD_ELSEWHERE and not is_named and not COVERAGE:
                 item.add_marker(pytest.mark.slow)
             yield item
 
@@ -227,6 +253,8 @@ def pytest_addoption(parser):
     parser.addoption("--cells", default="", metavar="FLAGS", help=told)
     told = "how long a cell of a notebook may take"
     parser.addoption("--cell-seconds", type=float, default=300.0, help=told)
+    told = "fail where a cell prints other words than those that stand below it"
+    parser.addoption("--fresh", action="store_true", help=told)
 
 
 def pytest_configure(config):
@@ -244,3 +272,22 @@ def pytest_collect_file(file_path, parent):
 def pytest_unconfigure():
     if Session.now is not None:
         Session.now.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs all that needs a browser, so that one server and one browser are started. One
+    runs a notebook, and a file of tests that share a server or several processes. `--dist loadgroup`
+    does nothing in pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneBrowser(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            shares = r"test_(chat_page|clinic|parallel|planner|processes|torchrun)\.py"
+            if file := re.search(shares, nodeid):
+                return file.group()
+            if ".ipynb::" in nodeid:
+                return nodeid.split("::")[0]
+            return "browser" if re.search(r"test_(browser|site)\.py", nodeid) else nodeid
+
+    return OneBrowser(config, log)

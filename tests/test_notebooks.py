@@ -303,7 +303,7 @@ def nbdev_test(folder, *arguments):
 
 def test_nbdev_test_runs_a_notebook():
     "The command that nbdev's users know. Our own tests run each heading: notebook_items.py."
-    code, said = nbdev_test(ROOT, "--path", "nbs/08d_filters.ipynb")
+    code, said = nbdev_test(ROOT, "--path", "nbs/02c_clipping.ipynb")
     assert code == 0 and "Success" in said, said
 
 
@@ -326,13 +326,16 @@ def test_each_heading_is_a_test(tmp_path):
     not run. An exit in the midst of a cell, a cell that does not end, one that asks: all fail."""
     make_notebook(
         tmp_path / "a.ipynb",
-        *("## Set *up*", "n = 1", "## No code", "## Count", "n += 1\nassert n == 2"),
+        *("## Set *up*", "n = 1\nopen('ran.txt', 'a').write('once ')", "## No code"),
+        *("## Count", "n += 1\nassert n == 2"),
         *("#| slow\nn += 10", "## Count", "assert n == 2", "## Break", "print('before')\n1 / 0"),
         *("## Below", "n"),
     )
     make_notebook(tmp_path / "b.ipynb", "## Exit", "import os; os._exit(3)")
     make_notebook(tmp_path / "c.ipynb", "## Endless", "while True: pass")
     make_notebook(tmp_path / "d.ipynb", "## Ask", "input()")
+    few = "from notebook_items import Session; Session.context.set_forkserver_preload([])"
+    (tmp_path / "conftest.py").write_text(few)  # these need no torch
     options = ["-q", "-rA", "-p", "notebook_items", "-p", "no:cacheprovider", "--cell-seconds=3"]
     env = ENV | {"PYTHONPATH": str(Path(__file__).parent)}
 
@@ -342,7 +345,8 @@ def test_each_heading_is_a_test(tmp_path):
         said = done.stdout.decode()
         return set(re.findall(r"^(PASSED|FAILED) (\S+)", said, re.M)), said
 
-    found, said = run(".")
+    found, said = run(".", "-n2")
+    assert (tmp_path / "ran.txt").read_text() == "once "
     passed = {("PASSED", f"a.ipynb::{name}") for name in ("Set-up", "Count", "Count-2")}
     failed = {("FAILED", name) for name in ("a.ipynb::Break", "a.ipynb::Below", "b.ipynb::Exit")}
     failed |= {("FAILED", "c.ipynb::Endless"), ("FAILED", "d.ipynb::Ask")}

@@ -9,6 +9,7 @@ import sys
 import tokenize
 from pathlib import Path
 
+import nbformat
 import pytest
 from code_figures import figures, modules
 
@@ -145,3 +146,14 @@ except AttributeError as error:
     assert "no_such_name" in str(error)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("lesson", ["08d_filters", "08g_penalties"])
+def test_each_rule_for_the_next_token_has_its_asserts(lesson):
+    cells = nbformat.read(ROOT / "nbs" / f"{lesson}.ipynb", 4).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    checks = "\n".join(source for source in sources if not source.startswith("#| export"))
+    tree = ast.parse((PACKAGE / f"{lesson.partition('_')[2]}.py").read_text(encoding="utf-8"))
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    untested = {name for name in functions & public_names(tree) if name not in checks}
+    assert not untested, f"write asserts for {untested} under its heading in nbs/{lesson}.ipynb"
