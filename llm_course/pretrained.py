@@ -58,7 +58,7 @@ def read_tokenizer(
         )
     return read_foreign(folder, hf)
 
-
+# %% ../nbs/11_pretrained.ipynb #tokenof1
 def tokenizer_of(
     folder: Path,     # of a model
     hf: dict,         # what config.json says
