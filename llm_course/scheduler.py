@@ -28,7 +28,7 @@ class RequestQueue:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the oldest first
         self.is_closed = False
-        self._lock = Condition()
+        self._lock = Condition()  # one that a thread can sleep on
 
     def add(self, request: Request) -> None:
         "A new request waits, behind all others. QueueFull, too, once the queue is closed."
