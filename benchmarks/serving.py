@@ -44,6 +44,7 @@ import torch
 from in_turn import measure_in_turn, median_ratio
 
 import llm_course
+from llm_course.batching import Engine
 from llm_course.checkpoint import load_model, save_checkpoint
 from llm_course.corpus import Tales
 from llm_course.cost import parameter_count
@@ -51,9 +52,9 @@ from llm_course.engine import SamplingParams
 from llm_course.fast import optimize_for_decoding
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
+from llm_course.passes import Finished
 from llm_course.pretrained import to_pretrained
 from llm_course.sampling import generate
-from llm_course.scheduler import Engine, Finished
 from llm_course.throughput import has_compiler
 from llm_course.writing import generate_batch, prompt_ids
 

@@ -43,7 +43,8 @@ CHANGES = {
     "how a model is judged": ["evaluation", "statistics", "documents"],
     "another family of other people's models": ["families", "hfconfig", "hfmaps", "hflayers"],
     "training on several processes": ["world", "processes", "sharded", "sharded_checkpoint"],
-    "what the server answers": ["schema", "answer", "openai", "scheduler", "guard"],
+    "what the server answers": ["schema", "answer", "openai", "batching", "guard"],
+    "who is served next": ["scheduler", "passes", "blocks"],
     "a setting or a command": ["sections", "config", "commands", "cli"],
     "a widget": ["widgets.base", "widgets.attention"],
 }

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names as below
     from .attention import rope as rope
     from .attention import scaled_dot_product_attention as scaled_dot_product_attention
     from .attention import softmax as softmax
+    from .batching import Engine as Engine
     from .block import Block as Block
     from .block import MLP as MLP
     from .block import RMSNorm as RMSNorm
@@ -105,6 +106,7 @@ _HOME = {
     "load_model": "checkpoint",
     "save_checkpoint": "checkpoint",
     "SamplingParams": "engine",
+    "Engine": "batching",
     "generate": "sampling",
     "generate_batch": "writing",
     "generate_text": "sampling",

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from fastapi import Request
 
+from .batching import Engine
 from .chat import text_ids
 from .context import CausalLM
 from .engine import SamplingParams
 from .guard import Limits
-from .scheduler import Engine, Finished, QueueFull
+from .passes import Finished, QueueFull
 from .schema import ApiError, ChatRequest, CompletionRequest, refuse
 from .stop_strings import StopStrings
 from .streams import StreamDecoder

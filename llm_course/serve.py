@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import torch
 
+from .batching import Engine
 from .checkpoint import bundled_model, find_model, is_trained_on
 from .config import load_config
 from .fast import optimize_for_decoding
@@ -29,7 +30,6 @@ from .files import read_whole, sha256_of
 from .pretrained import is_hugging_face, load_any
 from .run_folder import checkpoint_to_use, resolve_checkpoint
 from .runs import corpus_documents, shown
-from .scheduler import Engine
 from .shell import base_parser, command
 from .terminal import leave_on_signals, steady_output
 

@@ -13,9 +13,9 @@ from shared import browser
 from test_browser import Lab, jupyter_lab, write_notebook
 from test_chat_page import StandIn, Visit, running
 
+from llm_course.batching import Engine
 from llm_course.checkpoint import load_model
 from llm_course.diagrams import draw_road
-from llm_course.scheduler import Engine
 from llm_course.sources import load_documents
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"

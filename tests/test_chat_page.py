@@ -20,14 +20,15 @@ from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
 from shared import SCREENSHOTS
 
+from llm_course.batching import Engine
 from llm_course.chat import PLAIN_TEMPLATE
 from llm_course.checkpoint import load_model
 from llm_course.corpus import Tales
 from llm_course.formats import load_tokenizer
 from llm_course.openai import Served, make_app
 from llm_course.page import PAGE_FILES, add_page
+from llm_course.passes import Finished
 from llm_course.sampling import generate
-from llm_course.scheduler import Engine, Finished
 from llm_course.writing import GeneratedToken
 
 TOKENIZER = load_tokenizer(files("llm_course") / "bundled")

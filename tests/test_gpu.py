@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from llm_course.batching import Engine
 from llm_course.checkpoint import load_checkpoint, load_model, save_checkpoint
 from llm_course.decoding import beam_search, generate_speculative
 from llm_course.encoder_decoder import EncoderDecoder
@@ -19,7 +20,6 @@ from llm_course.optim import make_optimizer
 from llm_course.packing import Batch
 from llm_course.reading import pad_rows
 from llm_course.sampling import generate, generate_text
-from llm_course.scheduler import Engine
 from llm_course.settings import TrainConfig
 from llm_course.throughput import has_compiler, optimize_for_training
 from llm_course.training import train

@@ -28,13 +28,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.generation.modes import GenerationMode
 
+from llm_course.batching import Engine
 from llm_course.checkpoint import load_model
 from llm_course.gpt import GPT
 from llm_course.guard import Guard, Limits, PatientProtocol
 from llm_course.model_config import GPTConfig
 from llm_course.openai import Served, make_app
 from llm_course.page import PAGE_FILES, add_page
-from llm_course.scheduler import Engine
 from llm_course.schema import ApiError, ChatRequest, CompletionRequest
 
 CANARY = "canary7f3a"

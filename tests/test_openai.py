@@ -20,10 +20,11 @@ from openai.types.chat.chat_completion_content_part_param import File
 from pydantic import ValidationError
 
 from llm_course import generate_text, load_model
+from llm_course.batching import Engine
 from llm_course.engine import SamplingParams
 from llm_course.guard import Limits
 from llm_course.openai import Served, make_app
-from llm_course.scheduler import Engine, Finished
+from llm_course.passes import Finished
 from llm_course.schema import (
     ASKS_NOTHING,
     REFUSED,

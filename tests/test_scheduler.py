@@ -8,14 +8,14 @@ from functools import cache
 import pytest
 import torch
 
+from llm_course.batching import Engine
 from llm_course.blocks import BLOCK, BlockPool, n_blocks_for
 from llm_course.checkpoint import load_model
 from llm_course.engine import SamplingParams
 from llm_course.fast import optimize_for_decoding
 from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
-from llm_course.passes import CHUNK, Finished
-from llm_course.scheduler import Engine, QueueFull
+from llm_course.passes import CHUNK, Finished, QueueFull
 from llm_course.variants import Variant
 from llm_course.writing import generate_tokens
 
@@ -44,7 +44,7 @@ def tiny(dtype=torch.float32, **changes):
 def empty(engine, n_blocks):
     "The engine with a new pool."
     engine.pool = BlockPool(engine.model.make_cache(1, 1).k, n_blocks)
-    engine.passes.pool = engine.pool
+    engine.passes.pool = engine.memory.pool = engine.pool
     return engine
 
 
@@ -111,11 +111,11 @@ def run_schedule(engine, menu, seed):
         if leaving:
             leaver = rng.choice(requests)
             leaver.cancel()
-        if engine.running and rng.random() < 0.03:
-            engine._put_back(engine.running[-1])  # as where blocks have run out
+        if engine.queue.running and rng.random() < 0.03:
+            engine.scheduler.preempt(engine.queue.running[-1])  # as where blocks have run out
         busy = engine.step()
         assert not leaving or leaver.finished  # within one step
-        order = [requests.index(request) for request in (*engine.running, *engine.waiting)]
+        order = [requests.index(request) for request in (*engine.queue.running, *engine.queue.waiting)]
         assert order == sorted(order)  # first come, first served
     assert len(engine.pool.free) == engine.pool.n_blocks  # nothing is held for ever
     assert not any(engine.pool.n_holders)
