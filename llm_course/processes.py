@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import partial
 from numbers import Real
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -121,6 +122,18 @@ def _meeting_place(patience: timedelta) -> dict[str, Any]:
     return {"store": job_store(patience)}
 
 
+_REPLICAS: WeakSet[DistributedDataParallel] = WeakSet()  # of DDP, as `wrap` makes them
+
+
+def _part() -> None:
+    """Leave the group. Who lets go of a group last waits until its threads have ended; a reducer of
+    DDP would do so with Python's lock, which such a thread may want. So the reducers go first."""
+    for runner in _REPLICAS:
+        del runner.reducer, runner.logger
+    _REPLICAS.clear()
+    dist.destroy_process_group()
+
+
 @contextmanager
 def process_group(
     config: ParallelConfig,  # its kind and timeout count
@@ -155,7 +168,7 @@ def process_group(
             yield World(rank, world_size)
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _part()
 
 # %% ../nbs/13f_processes.ipynb #13f0p024
 def on_rank_0(
@@ -210,6 +223,7 @@ def _replicate(model: nn.Module, config: ParallelConfig, device: str) -> nn.Modu
     runner = DistributedDataParallel(model.to(device), find_unused_parameters=unused)
     runner.broadcast_buffers = False  # a buffer is a table, and the same in all of them
     runner.register_comm_hook(None, _sum_gradients)
+    _REPLICAS.add(runner)
     return runner
 
 

@@ -2,8 +2,12 @@
 
 import os
 import resource
-from contextlib import contextmanager
+import time
+from contextlib import chdir, contextmanager, redirect_stderr
+from io import StringIO
 from itertools import islice
+from threading import Event
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ from llm_course.gpt import GPT
 from llm_course.model_config import GPTConfig
 from llm_course.optim import make_optimizer
 from llm_course.packing import Documents
-from llm_course.processes import ParallelConfig, wrap
+from llm_course.processes import ParallelConfig, process_group, wrap
 from llm_course.run_state import unique_state_dict
 from llm_course.settings import TrainConfig
 from llm_course.sharded_checkpoint import load_parallel, save_parallel
@@ -114,22 +118,45 @@ def refusal(world, run, limited=None, load=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def command(folder, size, port, words):
-    "llm_train on the first ranks of a pool, which then form another group. Its exit code."
-    from llm_course import cli
-
+@contextmanager
+def job_of(size, port, meeting):
+    "The first ranks of a pool as torchrun starts them, in no group yet. Whether this is one of them."
     rank = dist.get_rank()
+    told = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told |= {"TORCHELASTIC_RUN_ID": "pool", "TORCHELASTIC_USE_AGENT_STORE": True}
     whole = dist.get_world_size()
     dist.destroy_process_group()
-    told = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    told["TORCHELASTIC_RUN_ID"] = "pool"
-    os.environ |= {name: str(value) for name, value in told.items()}
-    home = os.getcwd()
-    os.chdir(folder)
     try:
-        return cli.llm_train(words) if rank < size else None
+        with patch.dict(os.environ, {name: str(value) for name, value in told.items()}):
+            yield rank < size
     finally:
-        os.chdir(home)
-        for name in told:
-            del os.environ[name]
-        _join(rank, whole, folder / f"meeting-{port}")
+        _join(rank, whole, meeting)
+
+
+def command(size, port, meeting, folder, words):
+    "llm_train in a folder: its exit code, and what it complained of."
+    from llm_course import cli
+
+    errors = StringIO()
+    with job_of(size, port, meeting) as is_one, chdir(folder), redirect_stderr(errors):
+        return (cli.llm_train(words), errors.getvalue()) if is_one else None
+
+
+def part(size, port, meeting):
+    "Leave a group of which a thread is still in Python; its model goes afterwards."
+    import torch.distributed.nn  # it keeps for ever the group that is there when it is loaded
+
+    begun = Event()
+
+    def late(done):
+        begun.set()
+        time.sleep(0.2)  # and then wants Python's lock again
+
+    with job_of(size, port, meeting) as is_one:
+        if is_one:
+            with process_group(ParallelConfig("ddp")) as world:
+                model = make_parts(world, "ddp", 1)[0]
+                time.sleep(0.2 * world.rank)  # rank 0 waits for the sum, so that a thread calls late
+                dist.all_reduce(torch.ones(1), async_op=True).get_future().then(late)
+                begun.wait()
+            del model
