@@ -230,8 +230,13 @@ def _replicate(model: nn.Module, config: ParallelConfig, device: str) -> nn.Modu
 def _shard(model: nn.Module, config: ParallelConfig, device: str) -> nn.Module:
     "FSDP: each process has a part of each parameter; a block is gathered while it computes."
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+    needed = "set_force_sum_reduction_for_comms"  # there since PyTorch 2.8
+    if _has_experts(model):
+        needed = "set_reduce_scatter_unused_params"
+    if not hasattr(FSDPModule, needed):
+        raise ValueError(f"PyTorch {torch.__version__} is too old for parallel.kind=fsdp: take ddp.")
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy()
     if config.param_dtype != "float32":

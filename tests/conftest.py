@@ -1,20 +1,12 @@
 """Fixtures: a folder to run commands in, a real browser."""
 
 import importlib.util
-import signal
 
 import pytest
 from shared import CHROMIUM, INSTALL, TINY, Shell, browser, give_up
 
 # They need JAX: test_jax.py runs them in a Python that has it.
 collect_ignore_glob = [] if importlib.util.find_spec("jax") else ["jax_cases/*"]
-
-# Tests that run in the background inherit a shell's "ignore Ctrl-C", and under nohup "ignore a
-# hang-up"; the commands that they start must hear both all the same.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(pluginmanager):

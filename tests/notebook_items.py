@@ -40,6 +40,13 @@ LIBRARIES = ["execnb.shell", "torch", "matplotlib.pyplot", "pytest", "hypothesis
 # processes each, by test_planner.py and test_clinic.py.
 HELD_ELSEWHERE = {"13i_footprint", "13j_probes", "13n_capacity"} | {path.stem for path in ROAD}
 
+# Tests that run in the background inherit a shell's "ignore Ctrl-C", and under nohup "ignore a
+# hang-up"; the commands and cells that they start must hear both all the same.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 class Cell(NamedTuple):
     "A code cell that runs."
