@@ -65,11 +65,12 @@ DEMO = $(if $(filter-out tales,$(CORPUS)),corpus.source=$(CORPUS)) $(ARGS)
 test: .venv/.installed-dev .venv-jax/.installed
 	$(BIN)/python -m pytest -q -n 3 --durations=25 tests nbs $(ARGS)
 
-# What no test and no notebook reaches, by lines and branches; slower than make test.
+# What no test and no notebook reaches, by lines and branches; slower than make test. Some tests fail where
+# all that runs is watched: those that limit a time, or the size of files.
 coverage: export COVERAGE_FOLDER = $(CURDIR)/data/coverage
 coverage: .venv/.installed-dev .venv-jax/.installed
 	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER)
-	$(BIN)/python -m coverage run --rcfile tests/coverage.ini -m pytest -q -n 3 tests nbs $(ARGS)
+	-$(BIN)/python -m coverage run --rcfile tests/coverage.ini -m pytest -q -n 3 tests nbs $(ARGS)
 	$(BIN)/python -m coverage combine -q --rcfile tests/coverage.ini
 	$(BIN)/python -m coverage html -q --rcfile tests/coverage.ini -d $(COVERAGE_FOLDER)/html
 	$(BIN)/python -m coverage report --rcfile tests/coverage.ini
