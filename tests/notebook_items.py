@@ -241,7 +241,9 @@ class Notebook(pytest.File):
 
     def collect(self):
         notebook = nbformat.read(self.path, 4)
-        cells = with_solutions(notebook.cells) if self.path in ROAD else notebook.cells
+        cells = notebook.cells
+        if self.path in ROAD and not self.config.getoption("--fresh"):
+            cells = with_solutions(cells)
         if not can_run(notebook):
             return
         flags = skipped_flags() - set(self.config.getoption("--cells").split())
